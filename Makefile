@@ -1,0 +1,83 @@
+# The one entry for people and CI; the build itself is CMake's. `make help` lists the targets.
+
+BUILD ?= build
+JOBS ?= $(shell nproc)
+PREFIX ?= /usr/local
+TESTS ?=
+FUZZ ?= 60
+FUZZ_RUNS ?= 10000000
+
+run_tests = python3 scripts/run_tests.py --demo-model --jobs $(JOBS) $(if $(TESTS),--regex '$(TESTS)')
+
+.DEFAULT_GOAL := all
+.PHONY: all asan bench build clean deps dist format format-check fuzz help install lint run \
+        sanitizers test test-long tsan
+
+all: ## build everything into build/, programs into build/bin/
+	@scripts/deps.sh build test
+	@cmake -S . -B $(BUILD) -G Ninja > /dev/null
+	@cmake --build $(BUILD) -j $(JOBS)
+
+build: all ## the same
+
+deps: ## install the Debian packages that are missing, and the Python environment
+	@scripts/deps.sh
+	@scripts/venv.sh
+	@echo "deps: all there"
+
+run: all ## answer two prompts with the demo model; MODEL=<directory> takes another
+	@scripts/deps.sh test
+	@BUILD=$(BUILD) scripts/run_demo.sh
+
+test: all ## run the tests; TESTS=<regex> picks programs
+	@scripts/venv.sh
+	@$(run_tests) --build $(BUILD)
+
+test-long: all ## run the tests, those that take long, and FUZZ_RUNS of each fuzz target
+	@scripts/deps.sh dev
+	@scripts/venv.sh
+	@$(run_tests) --build $(BUILD) --long
+	@scripts/fuzz.sh $(FUZZ_RUNS)x
+
+bench: all ## run the benchmark
+	@scripts/bench.sh
+
+dist: all ## make the portable archive in dist/
+	@scripts/deps.sh dist
+	@scripts/dist.sh $(BUILD)
+
+install: all ## install the programs; PREFIX=/usr/local
+	@cmake --install $(BUILD) --prefix $(PREFIX)
+
+format: ## format the sources
+	@scripts/deps.sh dev
+	@scripts/format.sh
+
+format-check: ## fail when a source is not formatted
+	@scripts/deps.sh dev
+	@scripts/format.sh --check
+
+lint: all ## run clang-tidy over the sources
+	@scripts/deps.sh dev
+	@scripts/lint.sh $(BUILD)
+
+asan tsan: ## build into build-asan or build-tsan and run the same tests there
+	@scripts/deps.sh build test
+	@scripts/venv.sh
+	@cmake -S . -B $(BUILD)-$@ -G Ninja > /dev/null \
+	    -DNOSA_SANITIZE=$(if $(filter asan,$@),address,thread)
+	@cmake --build $(BUILD)-$@ -j $(JOBS)
+	@$(run_tests) --build $(BUILD)-$@
+
+sanitizers: asan tsan ## both
+
+fuzz: ## fuzz every parser; FUZZ=<seconds> or FUZZ=<runs>x for each target
+	@scripts/deps.sh build test dev
+	@scripts/fuzz.sh $(FUZZ)
+
+clean: ## remove what was built
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan build-fuzz dist
+
+help: ## list the targets
+	@sed -n 's/^\([a-z -]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | \
+	    awk -F '\t' '{ printf "%-14s %s\n", $$1, $$2 }'
