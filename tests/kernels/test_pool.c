@@ -1,0 +1,187 @@
+/* The CPU backend's thread pool: every item once, in order of hand-out, under many regions. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "cpu/cpu_internal.h"
+
+#define ITEMS_MAX 1000
+
+struct region {
+    int32_t n_items;
+    int32_t threads;
+    uint32_t stamp;
+    _Atomic int32_t started; /* items begun */
+    _Atomic int32_t bad;     /* items out of range or threads out of range */
+    _Atomic int32_t runs[ITEMS_MAX];
+    uint32_t written[ITEMS_MAX]; /* plain memory: the end of a region must publish it */
+    _Atomic uint32_t thread_mask;
+    int32_t sleep_us;
+};
+
+static void count_item(void *context, int32_t item, int32_t thread)
+{
+    struct region *region = context;
+    if (item < 0 || item >= region->n_items || thread < 0 || thread >= region->threads) {
+        atomic_fetch_add(&region->bad, 1);
+        return;
+    }
+    atomic_fetch_add(&region->started, 1);
+    atomic_fetch_add(&region->runs[item], 1);
+    atomic_fetch_or(&region->thread_mask, 1u << thread);
+    region->written[item] = region->stamp + (uint32_t)item;
+    if (region->sleep_us > 0)
+        nanosleep(&(struct timespec){.tv_nsec = region->sleep_us * 1000L}, NULL);
+}
+
+static void run_region(struct nosa_cpu_pool *pool, struct region *region, int32_t n_items,
+                       uint32_t stamp)
+{
+    region->n_items = n_items;
+    region->stamp = stamp;
+    region->threads = nosa_cpu_pool_threads(pool);
+    atomic_store(&region->started, 0);
+    for (int32_t i = 0; i < n_items; i++)
+        atomic_store(&region->runs[i], 0);
+    nosa_cpu_pool_run(pool, n_items, count_item, region);
+    assert_int_equal(atomic_load(&region->started), n_items);
+    assert_int_equal(atomic_load(&region->bad), 0);
+    for (int32_t i = 0; i < n_items; i++) {
+        assert_int_equal(atomic_load(&region->runs[i]), 1);
+        assert_int_equal(region->written[i], stamp + (uint32_t)i);
+    }
+}
+
+static struct region *region_create(void)
+{
+    struct region *region = calloc(1, sizeof *region);
+    assert_non_null(region);
+    return region;
+}
+
+static void test_run_gives_every_item_once(void **state)
+{
+    (void)state;
+    struct region *region = region_create();
+    for (int32_t threads = 1; threads <= 4; threads++) {
+        struct nosa_cpu_pool *pool;
+        assert_int_equal(nosa_cpu_pool_create(threads, &pool, NULL), NOSA_OK);
+        assert_int_equal(nosa_cpu_pool_threads(pool), threads);
+        const int32_t counts[] = {0, 1, 2, 3, 4, 5, 7, 63, 64, 65, ITEMS_MAX};
+        for (uint32_t round = 0; round < 50; round++)
+            for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)
+                run_region(pool, region, counts[c], round * 10000u);
+        nosa_cpu_pool_destroy(pool);
+    }
+    free(region);
+}
+
+/* Regions back to back, and regions after pauses in which the workers fall asleep. */
+static void test_run_survives_many_regions(void **state)
+{
+    (void)state;
+    struct region *region = region_create();
+    for (int32_t threads = 2; threads <= 4; threads++) {
+        struct nosa_cpu_pool *pool;
+        assert_int_equal(nosa_cpu_pool_create(threads, &pool, NULL), NOSA_OK);
+        for (uint32_t round = 0; round < 20000; round++)
+            run_region(pool, region, 2 + (int32_t)(round % 5), round * 7u);
+        for (uint32_t round = 0; round < 200; round++) {
+            nanosleep(&(struct timespec){.tv_nsec = (long)(round % 4) * 50000L}, NULL);
+            run_region(pool, region, 2 + (int32_t)(round % 3), round * 13u);
+        }
+        nosa_cpu_pool_destroy(pool);
+    }
+    free(region);
+}
+
+/* Items that block leave time for every thread to take one; the owner sleeps for the last. */
+static void test_run_uses_all_threads(void **state)
+{
+    (void)state;
+    struct region *region = region_create();
+    for (int32_t threads = 2; threads <= 4; threads++) {
+        struct nosa_cpu_pool *pool;
+        assert_int_equal(nosa_cpu_pool_create(threads, &pool, NULL), NOSA_OK);
+        region->sleep_us = 2000;
+        atomic_store(&region->thread_mask, 0);
+        for (uint32_t round = 0; round < 10; round++)
+            run_region(pool, region, 4 * threads, round);
+        assert_int_equal(atomic_load(&region->thread_mask), (1u << threads) - 1u);
+        region->sleep_us = 0;
+        nosa_cpu_pool_destroy(pool);
+    }
+    free(region);
+}
+
+struct order {
+    _Atomic int32_t last[4];
+    _Atomic int32_t bad;
+};
+
+static void note_order(void *context, int32_t item, int32_t thread)
+{
+    struct order *order = context;
+    if (atomic_exchange(&order->last[thread], item) >= item)
+        atomic_fetch_add(&order->bad, 1);
+}
+
+static void test_run_hands_items_out_in_ascending_order(void **state)
+{
+    (void)state;
+    struct nosa_cpu_pool *pool;
+    assert_int_equal(nosa_cpu_pool_create(4, &pool, NULL), NOSA_OK);
+    for (int round = 0; round < 500; round++) {
+        struct order order;
+        for (int t = 0; t < 4; t++)
+            atomic_init(&order.last[t], -1);
+        atomic_init(&order.bad, 0);
+        nosa_cpu_pool_run(pool, 100, note_order, &order);
+        assert_int_equal(atomic_load(&order.bad), 0);
+    }
+    nosa_cpu_pool_destroy(pool);
+}
+
+static void test_create_and_destroy_without_a_region(void **state)
+{
+    (void)state;
+    for (int round = 0; round < 100; round++) {
+        struct nosa_cpu_pool *pool;
+        assert_int_equal(nosa_cpu_pool_create(1 + round % 4, &pool, NULL), NOSA_OK);
+        nosa_cpu_pool_destroy(pool);
+    }
+    nosa_cpu_pool_destroy(NULL);
+}
+
+static void test_create_refuses_a_wrong_number_of_threads(void **state)
+{
+    (void)state;
+    const int32_t wrong[] = {0, -1, 1000000};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        struct nosa_cpu_pool *pool;
+        struct nosa_error error = {0};
+        assert_int_equal(nosa_cpu_pool_create(wrong[i], &pool, &error), NOSA_INVALID_ARGUMENT);
+        assert_null(pool);
+        assert_non_null(strstr(error.text, "threads"));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_run_gives_every_item_once),
+        cmocka_unit_test(test_run_survives_many_regions),
+        cmocka_unit_test(test_run_uses_all_threads),
+        cmocka_unit_test(test_run_hands_items_out_in_ascending_order),
+        cmocka_unit_test(test_create_and_destroy_without_a_region),
+        cmocka_unit_test(test_create_refuses_a_wrong_number_of_threads),
+    };
+    return cmocka_run_group_tests_name("pool", tests, NULL, NULL);
+}
