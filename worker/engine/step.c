@@ -1,0 +1,195 @@
+#include "engine/engine_internal.h"
+
+#include <string.h>
+
+static enum nosa_status check_items(struct nosa_engine *engine, struct nosa_step_item *items,
+                                    int32_t n_items, struct nosa_error *error)
+{
+    if (n_items < 1 || n_items > engine->info.sessions_max)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "a step of %d sessions; at most %d",
+                              n_items, engine->info.sessions_max);
+    int64_t rows = 0;
+    for (int32_t i = 0; i < n_items; i++) {
+        struct nosa_session *session = items[i].session;
+        int32_t left = nosa_session_length(session) - nosa_session_computed(session);
+        NOSA_ASSERT(session->engine == engine);
+        if (items[i].n_tokens < 1 || items[i].n_tokens > left)
+            return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                                  "item %d asks for %d tokens of a session that has %d to compute",
+                                  i, items[i].n_tokens, left);
+        if (session->step_mark >= 0)
+            return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                                  "items %d and %d of a step are the same session",
+                                  session->step_mark, i);
+        session->step_mark = i;
+        rows += items[i].n_tokens;
+    }
+    if (rows > engine->info.rows_max)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "a step of %lld tokens; at most %d",
+                              (long long)rows, engine->info.rows_max);
+    return NOSA_OK;
+}
+
+/* All blocks of the step, or none. *n_blocks becomes those of its longest sequence. */
+static enum nosa_status reserve_blocks(struct nosa_engine *engine, struct nosa_step_item *items,
+                                       int32_t n_items, int32_t *n_blocks, struct nosa_error *error)
+{
+    int64_t needed = 0;
+    for (int32_t i = 0; i < n_items; i++)
+        needed += nosa_session_blocks_needed(items[i].session, items[i].n_tokens);
+    int32_t available = nosa_engine_blocks_available(engine);
+    if (needed > available)
+        return nosa_error_set(error, NOSA_RESOURCE_EXHAUSTED,
+                              "a step of %d sessions needs %lld KV blocks; %d of %d are free",
+                              n_items, (long long)needed, available, engine->info.kv_blocks);
+    for (int32_t i = 0; i < n_items; i++) {
+        struct nosa_session *session = items[i].session;
+        int32_t end = nosa_session_computed(session) + items[i].n_tokens;
+        NOSA_TRY(nosa_kv_sequence_reserve(session->sequence, end, error));
+        int32_t blocks = (end + NOSA_BLOCK_TOKENS - 1) / NOSA_BLOCK_TOKENS;
+        *n_blocks = blocks > *n_blocks ? blocks : *n_blocks;
+    }
+    return NOSA_OK;
+}
+
+/* Rows whose next token is known are scored. */
+static void plan_scores(struct nosa_step_plan *plan, const struct nosa_session *session,
+                        int32_t row_first, int32_t first, int32_t count)
+{
+    const uint32_t *tokens = nosa_session_tokens(session);
+    for (int32_t i = 0; i < count && first + i + 1 < session->score_count; i++) {
+        plan->score_row[plan->n_score] = row_first + i;
+        plan->score_token[plan->n_score++] = (int32_t)tokens[first + i + 1];
+    }
+}
+
+static void plan_sample(struct nosa_step_plan *plan, const struct nosa_session *session)
+{
+    nosa_step_plan_add_sample(plan, &(struct nosa_plan_sample){
+                                        .sampling = &session->sampling,
+                                        .tokens = nosa_session_tokens(session),
+                                        .n_tokens = nosa_session_length(session),
+                                        .prompt_length = session->prompt_length,
+                                        .n_top = session->n_top,
+                                        .keep = session->logits != NULL,
+                                    });
+}
+
+static void plan_step(struct nosa_step_plan *plan, struct nosa_step_item *items, int32_t n_items,
+                      int32_t n_blocks)
+{
+    int32_t n_rows = 0;
+    for (int32_t i = 0; i < n_items; i++)
+        n_rows += items[i].n_tokens;
+    nosa_step_plan_begin(plan, n_rows, n_items, n_blocks);
+    for (int32_t i = 0; i < n_items; i++) {
+        struct nosa_session *session = items[i].session;
+        int32_t first = nosa_session_computed(session);
+        int32_t held;
+        const int32_t *blocks = nosa_kv_sequence_blocks(session->sequence, &held);
+        int32_t row_first = plan->n_rows;
+        nosa_step_plan_add(plan, nosa_session_tokens(session), first, items[i].n_tokens, blocks,
+                           held);
+        items[i].sampled = false;
+        items[i].appended = false;
+        if (session->scores)
+            plan_scores(plan, session, row_first, first, items[i].n_tokens);
+        else if (first + items[i].n_tokens == nosa_session_length(session)) {
+            items[i].sampled = true;
+            plan_sample(plan, session);
+        }
+    }
+}
+
+/* Records that positions [first, end) attend over: every visible block, or topk of them. */
+static uint64_t count_records(const struct nosa_engine_info *info, int32_t first, int32_t end)
+{
+    uint64_t blocks = 0;
+    int32_t most =
+        info->attention == NOSA_ATTENTION_FULL ? INT32_MAX : (int32_t)info->config->sparse.topk;
+    for (int32_t position = first; position < end; position++) {
+        int32_t visible = position / NOSA_BLOCK_TOKENS + 1;
+        blocks += (uint64_t)(visible < most ? visible : most);
+    }
+    return blocks * info->config->n_layers * info->config->n_kv_heads;
+}
+
+static void take_results(struct nosa_engine *engine, struct nosa_step_item *items, int32_t n_items)
+{
+    const struct nosa_step_plan *plan = &engine->plan;
+    size_t vocab = engine->info.config->vocab;
+    int32_t sample = 0;
+    int32_t score = 0;
+    for (int32_t i = 0; i < n_items; i++) {
+        struct nosa_session *session = items[i].session;
+        int32_t first = nosa_session_computed(session);
+        int32_t end = first + items[i].n_tokens;
+        if (session->scores)
+            for (int32_t at = first + 1; at <= end && at < session->score_count; at++)
+                session->scores[at] = plan->score[score++];
+        nosa_kv_sequence_commit(session->sequence, end);
+        session->gpu_hits += count_records(&engine->info, first, end);
+        if (!items[i].sampled)
+            continue;
+        if (session->logits)
+            memcpy(session->logits, plan->logits + (size_t)sample * vocab, sizeof(float) * vocab);
+        items[i].result = plan->result[sample++];
+        items[i].appended =
+            nosa_kv_sequence_append(session->sequence, (uint32_t)items[i].result.token, NULL) ==
+            NOSA_OK;
+    }
+    NOSA_ASSERT(sample == plan->n_sample && score == plan->n_score);
+}
+
+int32_t nosa_engine_blocks_available(const struct nosa_engine *engine)
+{
+    return nosa_kv_store_blocks_available(engine->store);
+}
+
+static void clear_marks(struct nosa_step_item *items, int32_t n_items)
+{
+    for (int32_t i = 0; i < n_items; i++)
+        items[i].session->step_mark = -1;
+}
+
+enum nosa_status nosa_engine_step_begin(struct nosa_engine *engine, struct nosa_step_item *items,
+                                        int32_t n_items, struct nosa_error *error)
+{
+    if (engine->broken)
+        return nosa_error_set(error, NOSA_INTERNAL, "an earlier step of this engine failed");
+    if (engine->items)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "a step is in flight already");
+    int32_t n_blocks = 1;
+    enum nosa_status status = check_items(engine, items, n_items, error);
+    if (status == NOSA_OK)
+        status = reserve_blocks(engine, items, n_items, &n_blocks, error);
+    if (status != NOSA_OK) {
+        clear_marks(items, n_items);
+        return status;
+    }
+    plan_step(&engine->plan, items, n_items, n_blocks);
+    engine->items = items;
+    engine->n_items = n_items;
+    nosa_rank_group_begin(engine->group, &engine->plan);
+    return NOSA_OK;
+}
+
+enum nosa_status nosa_engine_step_finish(struct nosa_engine *engine, struct nosa_error *error)
+{
+    if (!engine->items)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "no step is in flight");
+    enum nosa_status status = nosa_rank_group_finish(engine->group, error);
+    if (status == NOSA_OK)
+        take_results(engine, engine->items, engine->n_items);
+    clear_marks(engine->items, engine->n_items);
+    engine->items = NULL;
+    engine->broken = status != NOSA_OK;
+    return status;
+}
+
+enum nosa_status nosa_engine_step(struct nosa_engine *engine, struct nosa_step_item *items,
+                                  int32_t n_items, struct nosa_error *error)
+{
+    NOSA_TRY(nosa_engine_step_begin(engine, items, n_items, error));
+    return nosa_engine_step_finish(engine, error);
+}
