@@ -11,7 +11,7 @@ run_tests = python3 scripts/run_tests.py --demo-model --jobs $(JOBS) $(if $(TEST
 
 .DEFAULT_GOAL := all
 .PHONY: all asan bench build clean deps dist format format-check fuzz help install lint run \
-        sanitizers test test-long tsan
+        sanitizers test test-eviction-head test-long tsan
 
 all: ## build everything into build/, programs into build/bin/
 	@scripts/deps.sh build test
@@ -37,7 +37,12 @@ test-long: all ## run the tests, those that take long, and FUZZ_RUNS of each fuz
 	@scripts/deps.sh dev
 	@scripts/venv.sh
 	@$(run_tests) --build $(BUILD) --long
+	@$(MAKE) test-eviction-head
 	@scripts/fuzz.sh $(FUZZ_RUNS)x
+
+test-eviction-head: ## test the tool that fits eviction heads; brings PyTorch (3 GB) into .venv
+	@scripts/venv.sh tools/requirements.txt tools/eviction_head/requirements.txt
+	@.venv/bin/python -B tests/eviction_head/test_eviction_head.py
 
 bench: all ## run the benchmark
 	@scripts/bench.sh
@@ -71,7 +76,7 @@ asan tsan: ## build into build-asan or build-tsan and run the same tests there
 
 sanitizers: asan tsan ## both
 
-fuzz: ## fuzz every parser; FUZZ=<seconds> or FUZZ=<runs>x for each target
+fuzz: ## fuzz every parser; FUZZ=<seconds> or FUZZ=<executions>x for each target
 	@scripts/deps.sh build test dev
 	@scripts/fuzz.sh $(FUZZ)
 

@@ -51,6 +51,14 @@ function(nosa_program name)
     install(TARGETS ${name} RUNTIME DESTINATION bin)
 endfunction()
 
+# A limit in seconds as the build needs it: instrumented code is several times slower.
+function(nosa_time_limit limit)
+    if(NOSA_SANITIZE)
+        math(EXPR longer "4 * ${${limit}}")
+        set(${limit} ${longer} PARENT_SCOPE)
+    endif()
+endfunction()
+
 # nosa_test(NAME SOURCES ... USES ... [LABELS ...] [ARGS ...]): a cmocka program run by ctest;
 # exit code 77 means skipped.
 function(nosa_test name)
@@ -64,6 +72,7 @@ function(nosa_test name)
     if(NOT TEST_TIMEOUT)
         set(TEST_TIMEOUT 300)
     endif()
+    nosa_time_limit(TEST_TIMEOUT)
     set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${TEST_TIMEOUT}
                          LABELS "${TEST_LABELS}")
 endfunction()

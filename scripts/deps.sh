@@ -7,10 +7,11 @@ set -euo pipefail
 
 declare -A groups=(
     [build]="build-essential cmake ninja-build pkg-config libjansson-dev libpcre2-dev
-             libutf8proc-dev libxxhash-dev libssl-dev"
-    [test]="libcmocka-dev libdnnl-dev python3 python3-venv"
+             libutf8proc-dev libxxhash-dev libssl-dev libgrpc-dev libprotobuf-c-dev
+             protobuf-c-compiler protobuf-compiler libmicrohttpd-dev liburing-dev"
+    [test]="libcmocka-dev libdnnl-dev openssl python3 python3-venv"
     [dist]="patchelf xz-utils binutils"
-    [dev]="clang clang-format clang-tidy"
+    [dev]="clang clang-format clang-tidy fio"
 )
 
 [ $# -gt 0 ] || set -- build test dist dev

@@ -69,9 +69,10 @@ def count_program(case):
 
 
 def demo_model():
-    """The demo model's folder, made when it is not there yet; None when it cannot be had."""
+    """The folder of the demo model without its eviction head, made when it is not there yet; None
+    when it cannot be had."""
     command = [os.path.join(TREE, ".venv", "bin", "python"),
-               os.path.join(TREE, "tools", "make_demo_model.py")]
+               os.path.join(TREE, "tools", "make_demo_model.py"), "--plain"]
     try:
         made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     except OSError as error:

@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/buffer.h"
+
 static enum nosa_status set_errno(struct nosa_error *error, const char *path, const char *what,
                                   int number)
 {
@@ -101,6 +103,56 @@ cleanup:
     return status;
 }
 
+/* What is no file on a disk says nothing of its size: reads to its end, at most `size_max` bytes.
+ */
+static enum nosa_status read_stream(int descriptor, const char *name, size_t size_max,
+                                    struct nosa_buffer *bytes, struct nosa_error *error)
+{
+    char chunk[16384];
+    for (;;) {
+        ssize_t count = read(descriptor, chunk, sizeof chunk);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count < 0)
+            return set_errno(error, name, "cannot read", errno);
+        if (count == 0)
+            return NOSA_OK;
+        if ((size_t)count > size_max - bytes->size)
+            return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                                  "%s: more than the %zu bytes allowed", name, size_max);
+        if (nosa_buffer_append(bytes, chunk, (size_t)count) != NOSA_OK)
+            return nosa_error_set(error, NOSA_OUT_OF_MEMORY, "%s: no memory after %zu bytes", name,
+                                  bytes->size);
+    }
+}
+
+enum nosa_status nosa_file_read_input(const char *path, size_t size_max, char **data, size_t *size,
+                                      struct nosa_error *error)
+{
+    bool standard = strcmp(path, "-") == 0;
+    const char *name = standard ? "standard input" : path;
+    struct nosa_buffer bytes = {0};
+    struct stat info;
+    if (!standard && stat(path, &info) == 0 && (S_ISREG(info.st_mode) || S_ISDIR(info.st_mode)))
+        return nosa_file_read(path, size_max, data, size, error);
+    *data = NULL;
+    *size = 0;
+    int descriptor = standard ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0)
+        return set_errno(error, name, "cannot open", errno);
+    enum nosa_status status = read_stream(descriptor, name, size_max, &bytes, error);
+    if (status == NOSA_OK) {
+        *size = bytes.size;
+        *data = nosa_buffer_take(&bytes);
+        if (!*data)
+            status = nosa_error_set(error, NOSA_OUT_OF_MEMORY, "%s: no memory", name);
+    }
+    nosa_buffer_free(&bytes);
+    if (!standard)
+        close(descriptor);
+    return status;
+}
+
 enum nosa_status nosa_file_map_open(struct nosa_file_map *map, const char *path,
                                     struct nosa_error *error)
 {
@@ -129,14 +181,4 @@ void nosa_file_map_close(struct nosa_file_map *map)
         munmap((void *)map->data, map->size);
     map->data = NULL;
     map->size = 0;
-}
-
-bool nosa_file_exists(const char *path)
-{
-    int descriptor = -1;
-    size_t size = 0;
-    if (open_regular(path, &descriptor, &size, NULL) != NOSA_OK)
-        return false;
-    close(descriptor);
-    return true;
 }

@@ -1,6 +1,6 @@
 /*
  * Whole files: read into memory with a limit, or mapped read-only. Stateless; any thread. Errors
- * name the path and the reason. Both refuse anything that is not a regular file.
+ * name the path and the reason. Only nosa_file_read_input takes what is not a regular file.
  */
 #ifndef NOSA_BASE_FILE_H
 #define NOSA_BASE_FILE_H
@@ -26,6 +26,13 @@ enum nosa_status nosa_file_read(const char *path, size_t size_max, char **data, 
                                 struct nosa_error *error);
 
 /*
+ * The same for what a person names as input: pipes are read to their end, and "-" is standard
+ * input. Blocks until the other side closes, whatever signals are handled meanwhile.
+ */
+enum nosa_status nosa_file_read_input(const char *path, size_t size_max, char **data, size_t *size,
+                                      struct nosa_error *error);
+
+/*
  * Maps the file at `path`. Pages are read when touched; a file that is truncated afterwards raises
  * SIGBUS there, so a mapping suits files that nobody rewrites in place. Errors as nosa_file_read.
  */
@@ -34,8 +41,5 @@ enum nosa_status nosa_file_map_open(struct nosa_file_map *map, const char *path,
 
 /* Unmaps and clears; an empty or cleared mapping is allowed. */
 void nosa_file_map_close(struct nosa_file_map *map);
-
-/* Whether `path` names a regular file that can be opened for reading. */
-bool nosa_file_exists(const char *path);
 
 #endif

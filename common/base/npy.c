@@ -1,8 +1,10 @@
 #include "base/npy.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
+#include <unistd.h>
 
 /*
  * offset 0: "\x93NUMPY", version 1, 0; offset 8: uint16 length of the rest (118); offset 10: the
@@ -38,14 +40,35 @@ static enum nosa_status write_header(struct nosa_npy_writer *writer, struct nosa
     return NOSA_OK;
 }
 
+static enum nosa_status set_create_error(struct nosa_error *error, const char *path)
+{
+    return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "%s: cannot create: %s", path,
+                          strerror(errno));
+}
+
+enum nosa_status nosa_npy_check(const char *path, struct nosa_error *error)
+{
+    int descriptor = open(path, O_WRONLY | O_CLOEXEC | O_NONBLOCK);
+    bool made = false;
+    if (descriptor < 0 && errno == ENOENT) {
+        descriptor = open(path, O_WRONLY | O_CLOEXEC | O_CREAT | O_EXCL, 0666);
+        made = descriptor >= 0;
+    }
+    if (descriptor < 0)
+        return set_create_error(error, path);
+    close(descriptor);
+    if (made)
+        unlink(path);
+    return NOSA_OK;
+}
+
 enum nosa_status nosa_npy_open(struct nosa_npy_writer *writer, const char *path, uint64_t columns,
                                struct nosa_error *error)
 {
     *writer = (struct nosa_npy_writer){.path = path, .columns = columns};
     writer->file = fopen(path, "wbe");
     if (!writer->file)
-        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "%s: cannot create: %s", path,
-                              strerror(errno));
+        return set_create_error(error, path);
     enum nosa_status status = write_header(writer, error);
     if (status != NOSA_OK) {
         fclose(writer->file);

@@ -18,6 +18,10 @@ struct nosa_npy_writer {
     uint64_t columns;
 };
 
+/* Whether nosa_npy_open could open `path`: NOSA_INVALID_ARGUMENT as there. Leaves no new file and
+ * changes none. */
+enum nosa_status nosa_npy_check(const char *path, struct nosa_error *error);
+
 /* Creates or truncates `path`. NOSA_INVALID_ARGUMENT when it cannot be created. */
 enum nosa_status nosa_npy_open(struct nosa_npy_writer *writer, const char *path, uint64_t columns,
                                struct nosa_error *error);

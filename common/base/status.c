@@ -25,6 +25,19 @@ const char *nosa_status_name(enum nosa_status status)
     return "UNKNOWN";
 }
 
+int nosa_status_exit_code(enum nosa_status status)
+{
+    switch (status) {
+    case NOSA_OK: return 0;
+    case NOSA_INVALID_ARGUMENT:
+    case NOSA_NOT_FOUND:
+    case NOSA_UNSUPPORTED:
+    case NOSA_CORRUPT:
+    case NOSA_IO_ERROR: return 2;
+    default: return 1;
+    }
+}
+
 void nosa_error_clear(struct nosa_error *error)
 {
     if (error) {

@@ -36,6 +36,10 @@ struct nosa_error {
 /* The enum value's name without its prefix, e.g. "INVALID_ARGUMENT"; never NULL. */
 const char *nosa_status_name(enum nosa_status status);
 
+/* What a program that ends with `status` returns to its caller: 0, 2 where the caller gave
+ * something wrong (a flag, a file, a model), 1 for every other failure. */
+int nosa_status_exit_code(enum nosa_status status);
+
 /* Clears `error`; NULL is allowed. */
 void nosa_error_clear(struct nosa_error *error);
 

@@ -23,15 +23,26 @@ static enum nosa_status load_strip(struct nosa_normalizer_step *step, const json
     return nosa_member_bool(json, WHAT " Strip", "strip_right", true, &step->strip_right, error);
 }
 
-static bool find_form(const char *type, enum nosa_unicode_form *form)
+/* Types that need no members. */
+static bool find_plain(const char *type, struct nosa_normalizer_step *step)
 {
     static const struct {
         const char *type;
+        enum nosa_normalizer_kind kind;
         enum nosa_unicode_form form;
-    } forms[] = {{"NFC", FORM_NFC}, {"NFD", FORM_NFD}, {"NFKC", FORM_NFKC}, {"NFKD", FORM_NFKD}};
-    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
-        if (strcmp(forms[i].type, type) == 0) {
-            *form = forms[i].form;
+    } plain[] = {
+        {"NFC", NORMALIZER_FORM, FORM_NFC},
+        {"NFD", NORMALIZER_FORM, FORM_NFD},
+        {"NFKC", NORMALIZER_FORM, FORM_NFKC},
+        {"NFKD", NORMALIZER_FORM, FORM_NFKD},
+        {"Lowercase", NORMALIZER_LOWERCASE, FORM_NFC},
+        {"StripAccents", NORMALIZER_STRIP_ACCENTS, FORM_NFC},
+        {"ByteLevel", NORMALIZER_BYTE_LEVEL, FORM_NFC},
+    };
+    for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++) {
+        if (strcmp(plain[i].type, type) == 0) {
+            step->kind = plain[i].kind;
+            step->form = plain[i].form;
             return true;
         }
     }
@@ -46,22 +57,8 @@ static enum nosa_status load_step(void *target, const json_t *json, const char *
         return nosa_error_set(error, NOSA_UNSUPPORTED, WHAT ": more than %d steps", STEPS_MAX);
     /* Counted at once, so that what a failed load has allocated is freed with the rest. */
     struct nosa_normalizer_step *step = &normalizer->steps[normalizer->count++];
-    if (find_form(type, &step->form)) {
-        step->kind = NORMALIZER_FORM;
+    if (find_plain(type, step))
         return NOSA_OK;
-    }
-    if (strcmp(type, "Lowercase") == 0) {
-        step->kind = NORMALIZER_LOWERCASE;
-        return NOSA_OK;
-    }
-    if (strcmp(type, "StripAccents") == 0) {
-        step->kind = NORMALIZER_STRIP_ACCENTS;
-        return NOSA_OK;
-    }
-    if (strcmp(type, "ByteLevel") == 0) {
-        step->kind = NORMALIZER_BYTE_LEVEL;
-        return NOSA_OK;
-    }
     if (strcmp(type, "Prepend") == 0) {
         step->kind = NORMALIZER_PREPEND;
         return nosa_member_copy(json, WHAT " Prepend", "prepend", &step->content,
@@ -92,23 +89,20 @@ static enum nosa_status replace(const struct nosa_normalizer_step *step,
                                 struct nosa_encoding *encoding, const struct nosa_buffer *in,
                                 struct nosa_buffer *out, struct nosa_error *error)
 {
-    struct nosa_match_iterator it = {
-        .regex = &step->pattern, .text = in->data, .size = in->size, .last_end = SIZE_MAX};
+    struct nosa_match_iterator it = nosa_regex_matches(&step->pattern, in->data, in->size);
+    struct nosa_range match;
+    bool found;
     size_t done = 0;
-    for (;;) {
-        size_t start;
-        size_t end;
-        bool found;
-        NOSA_TRY(nosa_regex_next(&it, &encoding->regex, &start, &end, &found, error));
-        if (!found)
-            break;
-        NOSA_TRY(nosa_buffer_append(out, in->data + done, start - done));
+    NOSA_TRY(nosa_regex_next(&it, &encoding->regex, &match, &found, error));
+    while (found) {
+        NOSA_TRY(nosa_buffer_append(out, in->data + done, match.start - done));
         NOSA_TRY(nosa_buffer_append(out, step->content, step->content_size));
         if (out->size > NOSA_TOKENIZER_TEXT_BYTES_MAX)
             return nosa_error_set(error, NOSA_RESOURCE_EXHAUSTED,
                                   "the normalized text is longer than %u bytes",
                                   NOSA_TOKENIZER_TEXT_BYTES_MAX);
-        done = end;
+        done = match.end;
+        NOSA_TRY(nosa_regex_next(&it, &encoding->regex, &match, &found, error));
     }
     return nosa_buffer_append(out, in->data + done, in->size - done);
 }

@@ -84,33 +84,47 @@ static enum nosa_status load_split(struct nosa_pretokenizer *pretokenizer, const
     return nosa_member_pattern(json, WHAT " Split", &step->pattern, error);
 }
 
+/* The types that split by a class of characters; false for any other type. */
+static bool find_class(const char *type, enum nosa_split_class *split_class)
+{
+    static const char *const types[] = {
+        [CLASS_SPACE] = "WhitespaceSplit",
+        [CLASS_NUMERIC] = "Digits",
+        [CLASS_PUNCTUATION] = "Punctuation",
+        [CLASS_WORDS] = "Whitespace",
+    };
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        if (strcmp(types[i], type) == 0) {
+            *split_class = (enum nosa_split_class)i;
+            return true;
+        }
+    }
+    return false;
+}
+
 static enum nosa_status load_class(struct nosa_pretokenizer *pretokenizer, const json_t *json,
-                                   const char *type, struct nosa_error *error)
+                                   enum nosa_split_class split_class, struct nosa_error *error)
 {
     struct nosa_pretokenizer_step *step = next_step(pretokenizer, PRETOKENIZER_CLASS, error);
+    bool individual;
     if (step == NULL)
         return NOSA_UNSUPPORTED;
+    step->split_class = split_class;
     step->behavior = SPLIT_REMOVED;
-    if (strcmp(type, "WhitespaceSplit") == 0) {
-        step->split_class = CLASS_SPACE;
-        return NOSA_OK;
-    }
-    if (strcmp(type, "Whitespace") == 0) {
-        step->split_class = CLASS_WORDS;
-        return NOSA_OK;
-    }
-    if (strcmp(type, "Punctuation") == 0) {
-        step->split_class = CLASS_PUNCTUATION;
+    switch (split_class) {
+    case CLASS_SPACE:
+    case CLASS_WORDS: break;
+    case CLASS_PUNCTUATION:
         step->behavior = SPLIT_ISOLATED;
-        if (json_object_get(json, "behavior") == NULL)
-            return NOSA_OK;
-        return load_behavior(json, WHAT " Punctuation", &step->behavior, error);
+        if (json_object_get(json, "behavior") != NULL)
+            return load_behavior(json, WHAT " Punctuation", &step->behavior, error);
+        break;
+    case CLASS_NUMERIC:
+        NOSA_TRY(
+            nosa_member_bool(json, WHAT " Digits", "individual_digits", false, &individual, error));
+        step->behavior = individual ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS;
+        break;
     }
-    bool individual;
-    NOSA_TRY(
-        nosa_member_bool(json, WHAT " Digits", "individual_digits", false, &individual, error));
-    step->split_class = CLASS_NUMERIC;
-    step->behavior = individual ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS;
     return NOSA_OK;
 }
 
@@ -185,9 +199,9 @@ static enum nosa_status load_step(void *target, const json_t *json, const char *
         return load_metaspace(target, json, error);
     if (strcmp(type, "CharDelimiterSplit") == 0)
         return load_delimiter(target, json, error);
-    if (strcmp(type, "Digits") == 0 || strcmp(type, "Punctuation") == 0 ||
-        strcmp(type, "Whitespace") == 0 || strcmp(type, "WhitespaceSplit") == 0)
-        return load_class(target, json, type, error);
+    enum nosa_split_class split_class;
+    if (find_class(type, &split_class))
+        return load_class(target, json, split_class, error);
     return nosa_error_set(error, NOSA_UNSUPPORTED, WHAT " '%.60s' is not supported", type);
 }
 
@@ -266,22 +280,19 @@ static enum nosa_status split_by_pattern(const struct nosa_pretokenizer_step *st
                                          struct nosa_encoding *encoding, struct splitter *splitter,
                                          struct nosa_word word, struct nosa_error *error)
 {
-    struct nosa_match_iterator it = {.regex = &step->pattern,
-                                     .text = encoding->word_text.data + word.start,
-                                     .size = word.size,
-                                     .last_end = SIZE_MAX};
+    const char *text = encoding->word_text.data + word.start;
+    struct nosa_match_iterator it = nosa_regex_matches(&step->pattern, text, word.size);
+    struct nosa_range match;
+    bool found;
     size_t done = 0;
-    for (;;) {
-        size_t start;
-        size_t end;
-        bool found;
-        NOSA_TRY(nosa_regex_next(&it, &encoding->regex, &start, &end, &found, error));
-        if (!found)
-            break;
-        if (start > done)
-            NOSA_TRY(add_part(splitter, word.start + done, word.start + start, step->invert));
-        NOSA_TRY(add_part(splitter, word.start + start, word.start + end, !step->invert));
-        done = end;
+    NOSA_TRY(nosa_regex_next(&it, &encoding->regex, &match, &found, error));
+    while (found) {
+        size_t start = word.start + match.start;
+        if (match.start > done)
+            NOSA_TRY(add_part(splitter, word.start + done, start, step->invert));
+        NOSA_TRY(add_part(splitter, start, word.start + match.end, !step->invert));
+        done = match.end;
+        NOSA_TRY(nosa_regex_next(&it, &encoding->regex, &match, &found, error));
     }
     if (done < word.size)
         NOSA_TRY(add_part(splitter, word.start + done, word.start + word.size, step->invert));

@@ -344,7 +344,7 @@ void nosa_regex_scratch_free(struct nosa_regex_scratch *scratch)
 }
 
 static enum nosa_status search(const struct nosa_match_iterator *it,
-                               struct nosa_regex_scratch *scratch, size_t *start, size_t *end,
+                               struct nosa_regex_scratch *scratch, struct nosa_range *match,
                                bool *found, struct nosa_error *error)
 {
     NOSA_TRY(prepare(scratch, error));
@@ -367,13 +367,20 @@ static enum nosa_status search(const struct nosa_match_iterator *it,
                               "text (PCRE2 error %d)",
                               result);
     const PCRE2_SIZE *bounds = pcre2_get_ovector_pointer(scratch->data);
-    *start = bounds[0];
-    *end = bounds[1] < bounds[0] ? bounds[0] : bounds[1];
+    match->start = bounds[0];
+    match->end = bounds[1] < bounds[0] ? bounds[0] : bounds[1];
     return NOSA_OK;
 }
 
+struct nosa_match_iterator nosa_regex_matches(const struct nosa_regex *regex, const char *text,
+                                              size_t size)
+{
+    return (struct nosa_match_iterator){
+        .regex = regex, .text = text, .size = size, .last_end = SIZE_MAX};
+}
+
 enum nosa_status nosa_regex_next(struct nosa_match_iterator *it, struct nosa_regex_scratch *scratch,
-                                 size_t *start, size_t *end, bool *found, struct nosa_error *error)
+                                 struct nosa_range *match, bool *found, struct nosa_error *error)
 {
     const struct nosa_regex *regex = it->regex;
     for (;;) {
@@ -385,17 +392,17 @@ enum nosa_status nosa_regex_next(struct nosa_match_iterator *it, struct nosa_reg
                 memmem(it->text + it->at, it->size - it->at, regex->literal, regex->literal_size);
             *found = hit != NULL;
             if (hit != NULL) {
-                *start = (size_t)(hit - it->text);
-                *end = *start + regex->literal_size;
+                match->start = (size_t)(hit - it->text);
+                match->end = match->start + regex->literal_size;
             }
         } else {
-            NOSA_TRY(search(it, scratch, start, end, found, error));
+            NOSA_TRY(search(it, scratch, match, found, error));
         }
         if (!*found)
             return NOSA_OK;
-        if (*start != *end || *end != it->last_end) {
-            it->at = *end;
-            it->last_end = *end;
+        if (match->start != match->end || match->end != it->last_end) {
+            it->at = match->end;
+            it->last_end = match->end;
             return NOSA_OK;
         }
         /* An empty match right behind the last one does not count. */

@@ -51,6 +51,11 @@ enum nosa_status nosa_bytes_to_alphabet(const char *text, size_t size, struct no
 
 /* ---- regex.c ---- */
 
+struct nosa_range {
+    size_t start;
+    size_t end;
+};
+
 struct nosa_regex {
     pcre2_code *code; /* owned; NULL for a literal */
     char *literal;    /* owned; NULL for an expression */
@@ -79,9 +84,12 @@ enum nosa_status nosa_regex_literal(struct nosa_regex *regex, const char *text, 
                                     struct nosa_error *error);
 void nosa_regex_free(struct nosa_regex *regex);
 void nosa_regex_scratch_free(struct nosa_regex_scratch *scratch);
+/* Before the first match in a text. */
+struct nosa_match_iterator nosa_regex_matches(const struct nosa_regex *regex, const char *text,
+                                              size_t size);
 /* Finds the next match; *found is false at the end. */
 enum nosa_status nosa_regex_next(struct nosa_match_iterator *iterator,
-                                 struct nosa_regex_scratch *scratch, size_t *start, size_t *end,
+                                 struct nosa_regex_scratch *scratch, struct nosa_range *match,
                                  bool *found, struct nosa_error *error);
 
 /* ---- vocab.c ---- */
@@ -203,11 +211,6 @@ struct nosa_trie {
     uint32_t node_count;
     size_t node_capacity;
     bool first_bytes[256];
-};
-
-struct nosa_range {
-    size_t start;
-    size_t end;
 };
 
 struct nosa_added_match {

@@ -114,6 +114,14 @@ static void check_round_trip(const struct nosa_buffer *text, const char *data, s
     NOSA_ASSERT(at == text->size);
 }
 
+/* What was appended since the stream had `before` bytes is whole characters. */
+static void check_whole_characters(const struct nosa_buffer *stream, size_t before)
+{
+    NOSA_ASSERT(stream->size >= before);
+    if (stream->size > before)
+        NOSA_ASSERT(nosa_utf8_is_valid(stream->data + before, stream->size - before));
+}
+
 static void check_stream(const struct nosa_tokenizer *tokenizer, const struct nosa_tokens *tokens,
                          const struct nosa_buffer *text, size_t cut)
 {
@@ -126,10 +134,13 @@ static void check_stream(const struct nosa_tokenizer *tokenizer, const struct no
             NOSA_ASSERT(nosa_detokenizer_create(tokenizer, tokens->ids, i, &detokenizer, NULL) ==
                         NOSA_OK);
         }
+        size_t before = stream.size;
         NOSA_ASSERT(nosa_detokenizer_push(detokenizer, tokens->ids[i], &stream, NULL) == NOSA_OK);
-        NOSA_ASSERT(stream.size == 0 || nosa_utf8_is_valid(stream.data, stream.size));
+        check_whole_characters(&stream, before);
     }
+    size_t before = stream.size;
     NOSA_ASSERT(nosa_detokenizer_finish(detokenizer, &stream, NULL) == NOSA_OK);
+    check_whole_characters(&stream, before);
     NOSA_ASSERT(stream.size == text->size);
     NOSA_ASSERT(stream.size == 0 || memcmp(stream.data, text->data, stream.size) == 0);
     nosa_detokenizer_free(detokenizer);

@@ -336,15 +336,31 @@ const struct nosa_model_config *nosa_checkpoint_config(const struct nosa_checkpo
     return &checkpoint->config;
 }
 
+void nosa_checkpoint_ignore_head(struct nosa_checkpoint *checkpoint)
+{
+    static const enum nosa_tensor_role head[] = {NOSA_TENSOR_DELTA, NOSA_TENSOR_DELTA_BIAS,
+                                                 NOSA_TENSOR_A};
+    checkpoint->config.has_eviction_head = false;
+    for (size_t layer = 0; layer < checkpoint->config.n_layers; layer++)
+        for (size_t i = 0; i < sizeof head / sizeof *head; i++) {
+            const struct nosa_tensor **role =
+                &checkpoint->roles[layer * NOSA_TENSOR_ROLES + (size_t)head[i]];
+            checkpoint->weight_bytes -= *role ? (*role)->bytes : 0;
+            *role = NULL;
+        }
+}
+
+enum nosa_status nosa_checkpoint_set_sparse(struct nosa_checkpoint *checkpoint,
+                                            const struct nosa_sparse_sizes *sizes,
+                                            struct nosa_error *error)
+{
+    return nosa_sparse_config_resize(&checkpoint->config.sparse, sizes, error);
+}
+
 const struct nosa_generation_config *
 nosa_checkpoint_generation_config(const struct nosa_checkpoint *checkpoint)
 {
     return &checkpoint->generation;
-}
-
-const char *nosa_checkpoint_directory(const struct nosa_checkpoint *checkpoint)
-{
-    return checkpoint->directory;
 }
 
 const struct nosa_tensor *nosa_checkpoint_tensor(const struct nosa_checkpoint *checkpoint,
@@ -353,12 +369,6 @@ const struct nosa_tensor *nosa_checkpoint_tensor(const struct nosa_checkpoint *c
     NOSA_ASSERT(role < NOSA_TENSOR_ROLES);
     NOSA_ASSERT(layer < checkpoint->config.n_layers && (layer == 0 || roles[role].is_layer));
     return checkpoint->roles[(size_t)layer * NOSA_TENSOR_ROLES + role];
-}
-
-const struct nosa_tensor *nosa_checkpoint_find(const struct nosa_checkpoint *checkpoint,
-                                               const char *name)
-{
-    return nosa_shards_find(&checkpoint->shards, name);
 }
 
 enum nosa_tensor_dtype nosa_checkpoint_matrix_dtype(const struct nosa_checkpoint *checkpoint)

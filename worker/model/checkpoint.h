@@ -60,20 +60,24 @@ void nosa_checkpoint_close(struct nosa_checkpoint *checkpoint);
 /* The config, with has_eviction_head set and the end ids of both files. */
 const struct nosa_model_config *nosa_checkpoint_config(const struct nosa_checkpoint *checkpoint);
 
+/* Forgets the eviction head, if there is one: c = 0 from then on, as in the base model. Call it
+ * before anything reads the config; the identity becomes the base model's. */
+void nosa_checkpoint_ignore_head(struct nosa_checkpoint *checkpoint);
+
+/* Selects with other sizes than the files say, see nosa_sparse_config_resize; the identity becomes
+ * another one. Call it before anything reads the config. */
+enum nosa_status nosa_checkpoint_set_sparse(struct nosa_checkpoint *checkpoint,
+                                            const struct nosa_sparse_sizes *sizes,
+                                            struct nosa_error *error);
+
 const struct nosa_generation_config *
 nosa_checkpoint_generation_config(const struct nosa_checkpoint *checkpoint);
-
-const char *nosa_checkpoint_directory(const struct nosa_checkpoint *checkpoint);
 
 /* The tensor of a role (layer 0 for those that the model has once), or NULL when this model has
  * none: biases without attention_bias, the eviction head when it is absent. Its shape is the one
  * in the enum above, its type F32, F16 or BF16. The data may be unaligned. */
 const struct nosa_tensor *nosa_checkpoint_tensor(const struct nosa_checkpoint *checkpoint,
                                                  enum nosa_tensor_role role, uint32_t layer);
-
-/* Any tensor of any shard by name, used by the model or not; NULL when there is none. */
-const struct nosa_tensor *nosa_checkpoint_find(const struct nosa_checkpoint *checkpoint,
-                                               const char *name);
 
 /* The one type of all the matrices (embedding, projections, output). Norms, biases and the
  * eviction head may each have another one. */

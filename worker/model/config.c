@@ -143,18 +143,6 @@ static enum nosa_status parse_sizes(const json_t *root, struct nosa_model_config
     return nosa_json_bool(root, "attention_bias", &config->attention_bias, error);
 }
 
-static enum nosa_status parse_token_ids(const json_t *root, struct nosa_model_config *config,
-                                        struct nosa_error *error)
-{
-    NOSA_TRY(nosa_json_token_ids(root, "eos_token_id", config->vocab, config->eos,
-                                 NOSA_MODEL_EOS_MAX, &config->n_eos, error));
-    int32_t bos = -1;
-    uint32_t n_bos = 0;
-    NOSA_TRY(nosa_json_token_ids(root, "bos_token_id", config->vocab, &bos, 1, &n_bos, error));
-    config->bos = n_bos ? bos : -1;
-    return NOSA_OK;
-}
-
 static void parse_dtype_hint(const json_t *root, struct nosa_model_config *config)
 {
     const json_t *value = nosa_json_get(root, "torch_dtype");
@@ -201,6 +189,28 @@ static enum nosa_status check_sparse(const struct nosa_sparse_config *sparse,
     return NOSA_OK;
 }
 
+enum nosa_status nosa_sparse_config_resize(struct nosa_sparse_config *sparse,
+                                           const struct nosa_sparse_sizes *sizes,
+                                           struct nosa_error *error)
+{
+    const uint32_t blocks = NOSA_MODEL_POSITIONS_MAX / NOSA_MODEL_BLOCK_SIZE;
+    struct nosa_sparse_config resized = *sparse;
+    if (sizes->topk > blocks || sizes->select_blocks > blocks ||
+        sizes->window_size > NOSA_MODEL_POSITIONS_MAX)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                              "topk %u, window_size %u or select_blocks %u is out of range",
+                              sizes->topk, sizes->window_size, sizes->select_blocks);
+    if (sizes->topk > 0)
+        resized.topk = sizes->topk;
+    if (sizes->window_size > 0)
+        resized.window_size = sizes->window_size;
+    if (sizes->select_blocks > 0)
+        resized.select_blocks = sizes->select_blocks;
+    NOSA_TRY(check_sparse(&resized, error));
+    *sparse = resized;
+    return NOSA_OK;
+}
+
 static enum nosa_status parse_sparse(const json_t *root, struct nosa_sparse_config *sparse,
                                      struct nosa_error *error)
 {
@@ -242,7 +252,8 @@ static enum nosa_status parse_root(const json_t *root, struct nosa_model_config 
     NOSA_TRY(parse_architecture(root, error));
     NOSA_TRY(refuse_other_kinds(root, error));
     NOSA_TRY(parse_sizes(root, config, error));
-    NOSA_TRY(parse_token_ids(root, config, error));
+    NOSA_TRY(nosa_json_token_ids(root, "eos_token_id", config->vocab, config->eos,
+                                 NOSA_MODEL_EOS_MAX, &config->n_eos, error));
     NOSA_TRY(nosa_rope_config_parse(root, config, error));
     enum nosa_status status = parse_sparse(root, &config->sparse, error);
     if (status != NOSA_OK) {

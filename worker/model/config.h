@@ -67,6 +67,13 @@ struct nosa_sparse_config {
     uint32_t dense_len;     /* 0 */
 };
 
+/* Sizes of the selection that may be tried in place of a checkpoint's; 0 keeps the checkpoint's. */
+struct nosa_sparse_sizes {
+    uint32_t topk;
+    uint32_t window_size; /* tokens */
+    uint32_t select_blocks;
+};
+
 enum nosa_model_dtype_hint {
     NOSA_DTYPE_HINT_NONE, /* the config does not say, or says something else */
     NOSA_DTYPE_HINT_F32,
@@ -92,7 +99,6 @@ struct nosa_model_config {
     struct nosa_sparse_config sparse;
     uint32_t n_eos;
     int32_t eos[NOSA_MODEL_EOS_MAX];       /* [n_eos], any of them ends; distinct, each < vocab */
-    int32_t bos;                           /* -1: none */
     enum nosa_model_dtype_hint dtype_hint; /* torch_dtype or dtype; the tensors decide */
 };
 
@@ -123,6 +129,12 @@ enum nosa_status nosa_model_config_load(const char *directory, struct nosa_model
 /* The defaults of a checkpoint without generation_config.json: greedy. */
 void nosa_generation_config_default(struct nosa_generation_config *generation);
 
+/* Puts sizes that are not 0 in place of the config's. INVALID_ARGUMENT when the result breaks a
+ * rule of struct nosa_sparse_config; it is then unchanged. */
+enum nosa_status nosa_sparse_config_resize(struct nosa_sparse_config *sparse,
+                                           const struct nosa_sparse_sizes *sizes,
+                                           struct nosa_error *error);
+
 /* Parses generation_config.json; `vocab` bounds the token ids (0: not checked). On failure the
  * defaults are left in `generation`. */
 enum nosa_status nosa_generation_config_parse(const char *json, size_t bytes, uint32_t vocab,
@@ -143,8 +155,5 @@ enum nosa_status nosa_model_config_add_eos(struct nosa_model_config *config,
 
 /* Whether `token` ends a text. */
 bool nosa_model_config_is_eos(const struct nosa_model_config *config, int32_t token);
-
-/* "none", "linear", "llama3", "yarn" or "longrope". */
-const char *nosa_rope_type_name(enum nosa_rope_type type);
 
 #endif

@@ -7,18 +7,6 @@
 #define THETA_MAX  1e15
 #define FACTOR_MAX 1e6
 
-const char *nosa_rope_type_name(enum nosa_rope_type type)
-{
-    switch (type) {
-    case NOSA_ROPE_NONE: return "none";
-    case NOSA_ROPE_LINEAR: return "linear";
-    case NOSA_ROPE_LLAMA3: return "llama3";
-    case NOSA_ROPE_YARN: return "yarn";
-    case NOSA_ROPE_LONGROPE: return "longrope";
-    }
-    return "unknown";
-}
-
 /* The type is written as "rope_type" or, before, as "type"; "default" means no scaling. */
 static enum nosa_status parse_type(const json_t *object, bool may_lack, enum nosa_rope_type *type,
                                    struct nosa_error *error)

@@ -131,7 +131,6 @@ static void test_open_with_everything(void **state)
     assert_int_equal(config->eos[2], 9);
     assert_memory_equal(&config->sparse, &tiny.sparse, sizeof tiny.sparse);
     assert_true(nosa_checkpoint_generation_config(checkpoint)->do_sample);
-    assert_string_equal(nosa_checkpoint_directory(checkpoint), folder);
     assert_int_equal(nosa_checkpoint_matrix_dtype(checkpoint), NOSA_TENSOR_BF16);
     check_shape(nosa_checkpoint_tensor(checkpoint, NOSA_TENSOR_EMBEDDING, 0), 2, 128, 64);
     check_shape(nosa_checkpoint_tensor(checkpoint, NOSA_TENSOR_OUTPUT, 0), 2, 128, 64);
@@ -147,7 +146,6 @@ static void test_open_with_everything(void **state)
         check_shape(nosa_checkpoint_tensor(checkpoint, NOSA_TENSOR_A, layer), 1, 2, 0);
     }
     const struct nosa_tensor *a = nosa_checkpoint_tensor(checkpoint, NOSA_TENSOR_A, 1);
-    assert_ptr_equal(a, nosa_checkpoint_find(checkpoint, "model.layers.1.self_attn.A"));
     assert_int_equal(nosa_checkpoint_check(checkpoint, a, NULL), NOSA_OK);
     nosa_checkpoint_close(checkpoint);
 }

@@ -86,7 +86,6 @@ static void test_parse_plain(void **state)
     assert_true(config.tie_word_embeddings);
     assert_false(config.attention_bias);
     assert_false(config.has_eviction_head);
-    assert_int_equal(config.bos, 1);
     assert_int_equal(config.n_eos, 1);
     assert_int_equal(config.eos[0], 2);
     assert_int_equal(config.dtype_hint, NOSA_DTYPE_HINT_BF16);
@@ -111,7 +110,6 @@ static void test_parse_defaults(void **state)
     assert_true(config.rms_eps == 1e-6);
     assert_true(config.rope.theta == 10000);
     assert_false(config.tie_word_embeddings);
-    assert_int_equal(config.bos, -1);
     assert_int_equal(config.n_eos, 0);
     assert_int_equal(config.dtype_hint, NOSA_DTYPE_HINT_F16);
 }
@@ -188,7 +186,6 @@ static void test_parse_nonsense(void **state)
         {"{\"eos_token_id\": -1}", NOSA_INVALID_ARGUMENT, "eos_token_id"},
         {"{\"eos_token_id\": 1000}", NOSA_INVALID_ARGUMENT, "a token id below 1000, not 1000"},
         {"{\"eos_token_id\": [2, \"x\"]}", NOSA_INVALID_ARGUMENT, "eos_token_id"},
-        {"{\"bos_token_id\": [1, 2]}", NOSA_INVALID_ARGUMENT, "bos_token_id has more than 1"},
         {"{\"partial_rotary_factor\": -1}", NOSA_INVALID_ARGUMENT, "partial_rotary_factor"},
     };
     check_refused(cases, sizeof cases / sizeof cases[0]);

@@ -67,7 +67,7 @@ static void test_frequencies_golden(void **state)
     }
     for (int type = NOSA_ROPE_NONE; type <= NOSA_ROPE_LONGROPE; type++)
         if (!seen[type])
-            fail_msg("no case of type %s", nosa_rope_type_name((enum nosa_rope_type)type));
+            fail_msg("no case of rope type %d", type);
     json_decref(root);
 }
 
