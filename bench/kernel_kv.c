@@ -49,7 +49,10 @@ static enum nosa_status open_arena(struct kv_bench *kv, struct nosa_error *error
     size_t wanted = (KERNEL_COLD_BYTES + layer_bytes - 1) / layer_bytes;
     kv->n_layers = wanted < LAYERS_MAX ? (int32_t)wanted : LAYERS_MAX;
     geometry.n_layers = kv->n_layers;
-    NOSA_TRY(nosa_kv_arena_create(kv->bench->device, &geometry, n_blocks, &kv->arena, error));
+    NOSA_TRY(nosa_kv_arena_create(
+        kv->bench->device,
+        &(struct nosa_kv_arena_options){.geometry = geometry, .n_blocks = n_blocks}, &kv->arena,
+        error));
     bench_fill_kv(&kv->arena.view);
     return NOSA_OK;
 }

@@ -40,6 +40,10 @@ struct nosa_step_limits {
     int32_t topk_max;  /* blocks that selection may choose */
     int32_t vocab_max; /* columns of the logits that sampling sees */
     int32_t windows_per_block;
+    /* Of a first tier with fewer slots than blocks (ops_kv.h); else 0. */
+    int32_t kv_pools_max; /* layers times KV heads of this rank */
+    int32_t kv_slots_max; /* slots of one pool */
+    int32_t kv_fetch_max; /* records of one list of kv_fetch */
 };
 
 struct nosa_device_table {

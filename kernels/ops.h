@@ -18,6 +18,7 @@
 
 #include "base/status.h"
 #include "kv_layout.h"
+#include "ops_kv.h"
 #include "weight.h"
 
 struct nosa_stream;
@@ -190,6 +191,12 @@ struct nosa_select_blocks_params {
  * have p = 0), l is summed in 16 interleaved lanes. `head_first` and `head_count` choose which
  * query heads of every group this rank attends with (replicated KV heads under tensor
  * parallelism); out has n_kv_heads * head_count heads.
+ *
+ * Parts: a list may be attended to in several calls, so that no more of its records need be at hand
+ * than one part has. A call takes entries entry_first .. entry_first + entry_count - 1 of every
+ * row's list, from zero up, each part where the one before ended; `state` carries what is merged so
+ * far, and the call that holds a row's last entry writes its output. Runs are the same whatever the
+ * parts, and so are the bits. A row whose list ended before is left alone.
  */
 struct nosa_attention_params {
     const struct nosa_batch_view *batch;
@@ -207,6 +214,9 @@ struct nosa_attention_params {
     int32_t topk;
     float *out; /* [n_rows][out_stride] */
     int64_t out_stride;
+    int32_t entry_first; /* of a part: multiples of NOSA_ATTENTION_RUN_BLOCKS */
+    int32_t entry_count; /* 0: all entries, and no state */
+    float *state;        /* [n_rows][n_kv_heads * head_count][head_dim + 2] acc, m, l; with parts */
 };
 
 /* x += y, element by element. */
@@ -301,6 +311,12 @@ struct nosa_op_table {
     enum nosa_status (*add)(struct nosa_stream *, const struct nosa_add_params *);
     enum nosa_status (*sample)(struct nosa_stream *, const struct nosa_sample_params *);
     enum nosa_status (*log_prob)(struct nosa_stream *, const struct nosa_log_prob_params *);
+    enum nosa_status (*kv_update)(struct nosa_stream *, const struct nosa_kv_update_params *);
+    enum nosa_status (*kv_load)(struct nosa_stream *, const struct nosa_kv_load_params *);
+    enum nosa_status (*kv_place)(struct nosa_stream *, const struct nosa_kv_place_params *);
+    enum nosa_status (*kv_fetch)(struct nosa_stream *, const struct nosa_kv_fetch_params *);
+    enum nosa_status (*kv_resolve)(struct nosa_stream *, const struct nosa_kv_resolve_params *);
+    enum nosa_status (*kv_save)(struct nosa_stream *, const struct nosa_kv_save_params *);
 };
 
 #endif

@@ -49,6 +49,8 @@ struct nosa_cpu_scratch {
     size_t attention_partial_count; /* floats */
     int32_t *counters;              /* zeroed between uses, owned */
     size_t counter_count;
+    int32_t *kv_words; /* lists of the KV ops, owned */
+    size_t kv_word_count;
 };
 
 struct nosa_cpu_device {
@@ -118,6 +120,24 @@ struct nosa_cpu_isa_ops {
 NOSA_CPU_DECLARE_OPS(portable)
 NOSA_CPU_DECLARE_OPS(avx2)
 NOSA_CPU_DECLARE_OPS(avx512)
+
+/* Ops that move bytes and integers only: one copy serves every instruction set (kv_*.c). */
+enum nosa_status nosa_cpu_kv_update(struct nosa_stream *stream,
+                                    const struct nosa_kv_update_params *params);
+enum nosa_status nosa_cpu_kv_load(struct nosa_stream *stream,
+                                  const struct nosa_kv_load_params *params);
+enum nosa_status nosa_cpu_kv_place(struct nosa_stream *stream,
+                                   const struct nosa_kv_place_params *params);
+enum nosa_status nosa_cpu_kv_fetch(struct nosa_stream *stream,
+                                   const struct nosa_kv_fetch_params *params);
+enum nosa_status nosa_cpu_kv_resolve(struct nosa_stream *stream,
+                                     const struct nosa_kv_resolve_params *params);
+enum nosa_status nosa_cpu_kv_save(struct nosa_stream *stream,
+                                  const struct nosa_kv_save_params *params);
+
+/* What they need of reserve(): bytes of each thread, and words that threads share. */
+size_t nosa_cpu_kv_thread_bytes(const struct nosa_step_limits *limits);
+size_t nosa_cpu_kv_shared_words(const struct nosa_step_limits *limits);
 
 /* The packing entry of the device table (weight_pack.c). */
 enum nosa_status nosa_cpu_weight_pack(struct nosa_device *device, struct nosa_weight *weight,

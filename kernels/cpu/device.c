@@ -203,6 +203,7 @@ static void scratch_free(struct nosa_cpu_device *device)
     unmap_memory(scratch->thread_memory, threads * scratch->thread_bytes);
     unmap_memory(scratch->attention_partials, scratch->attention_partial_count * sizeof(float));
     unmap_memory(scratch->counters, scratch->counter_count * sizeof(int32_t));
+    unmap_memory(scratch->kv_words, scratch->kv_word_count * sizeof(int32_t));
     *scratch = (struct nosa_cpu_scratch){0};
 }
 
@@ -216,6 +217,7 @@ static enum nosa_status reserve(struct nosa_device *base, const struct nosa_step
     size_t bytes =
         max_size(max_size(ops->matmul_scratch_bytes(limits), ops->select_scratch_bytes(limits)),
                  max_size(ops->attention_scratch_bytes(limits), ops->sample_scratch_bytes(limits)));
+    bytes = max_size(bytes, nosa_cpu_kv_thread_bytes(limits));
     scratch->limits = *limits;
     scratch->thread_bytes = round_up(bytes + 1, PAGE_BYTES);
     scratch->attention_partial_count = ops->attention_partial_floats(limits) + 1;
@@ -223,12 +225,15 @@ static enum nosa_status reserve(struct nosa_device *base, const struct nosa_step
     size_t thread_total = scratch->thread_bytes * (size_t)nosa_cpu_pool_threads(device->pool);
     size_t partial_bytes = scratch->attention_partial_count * sizeof(float);
     size_t counter_bytes = scratch->counter_count * sizeof(int32_t);
-    size_t total = thread_total + partial_bytes + counter_bytes;
+    scratch->kv_word_count = nosa_cpu_kv_shared_words(limits) + 1;
+    size_t kv_bytes = scratch->kv_word_count * sizeof(int32_t);
+    size_t total = thread_total + partial_bytes + counter_bytes + kv_bytes;
     scratch->thread_memory = map_memory(thread_total);
     scratch->attention_partials = map_memory(partial_bytes);
     scratch->counters = map_memory(counter_bytes);
+    scratch->kv_words = map_memory(kv_bytes);
     if (scratch->thread_memory == NULL || scratch->attention_partials == NULL ||
-        scratch->counters == NULL) {
+        scratch->counters == NULL || scratch->kv_words == NULL) {
         scratch_free(device);
         return nosa_error_set(error, NOSA_OUT_OF_MEMORY, "cannot take %zu bytes of scratch memory",
                               total);

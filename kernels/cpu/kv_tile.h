@@ -118,25 +118,26 @@ NOSA_VEC_INLINE void nosa_tile_widen(const uint16_t *pairs, int32_t n_rows, int3
     }
 }
 
-/* acc[r][v] += sum over i < k of row[r][i] * panel[i * stride + 16 v ..]; R and V are constants, k
- * a multiple of 4. One line of `ahead` is asked for at each step. */
+/* acc[r][v] += sum over i < k of row[r][i] * panel[i * stride + 16 v ..]; R and V are constants.
+ * One line of `ahead` is asked for at each step. Unrolled over i, sums would be spilled. */
 #define NOSA_TILE_CHAIN(R, V)                                                                      \
-    for (int32_t i = 0; i < k; i += 4) {                                                           \
-        NOSA_TILE_UNROLL for (int j = 0; j < 4; j++)                                               \
+    _Pragma("GCC unroll 1") for (int64_t i = 0; i < k; i++)                                        \
+    {                                                                                              \
+        nosa_vec b[NOSA_TILE_VECS];                                                                \
+        NOSA_TILE_UNROLL for (int v = 0; v < (V); v++)                                             \
         {                                                                                          \
-            nosa_vec b[NOSA_TILE_VECS];                                                            \
-            NOSA_TILE_UNROLL for (int v = 0; v < (V); v++) b[v] =                                  \
-                nosa_vec_load(panel + v * NOSA_VEC_LANES);                                         \
-            NOSA_TILE_UNROLL for (int r = 0; r < (R); r++)                                         \
-            {                                                                                      \
-                nosa_vec x = nosa_vec_set1(row[r][i + j]);                                         \
-                NOSA_TILE_UNROLL for (int v = 0; v < (V); v++) acc[r][v] =                         \
-                    nosa_vec_fma(x, b[v], acc[r][v]);                                              \
-            }                                                                                      \
-            nosa_tile_prefetch(ahead + 64 * j);                                                    \
-            panel += stride;                                                                       \
+            b[v] = nosa_vec_load(panel + v * NOSA_VEC_LANES);                                      \
+            nosa_vec_keep(&b[v]);                                                                  \
         }                                                                                          \
-        ahead += 256;                                                                              \
+        NOSA_TILE_UNROLL for (int r = 0; r < (R); r++)                                             \
+        {                                                                                          \
+            nosa_vec x = nosa_vec_set1(row[r][i]);                                                 \
+            NOSA_TILE_UNROLL for (int v = 0; v < (V); v++) acc[r][v] =                             \
+                nosa_vec_fma(x, b[v], acc[r][v]);                                                  \
+        }                                                                                          \
+        nosa_tile_prefetch(ahead);                                                                 \
+        panel += stride;                                                                           \
+        ahead += 64;                                                                               \
     }
 
 /* Rows of a score tile, in ascending position, and what becomes of each row's 64 scores. */
@@ -273,6 +274,20 @@ static inline void nosa_tile_value(int32_t n_rows, const struct nosa_value_rows 
 #undef NOSA_VALUE_CASE
 }
 
+/* p = e^(score - m) of the 64 scores of a panel, added to the 16 lanes of `sum` in turn. */
+NOSA_VEC_INLINE void nosa_tile_weigh(const float *score, float m, float *p, float *sum)
+{
+    nosa_vec shift = nosa_vec_set1(m), total = nosa_vec_load(sum);
+#pragma GCC unroll 4
+    for (int v = 0; v < NOSA_PANEL / NOSA_VEC_LANES; v++) {
+        int i = v * NOSA_VEC_LANES;
+        nosa_vec e = nosa_tile_exp(nosa_vec_sub(nosa_vec_load(score + i), shift));
+        nosa_vec_store(p + i, e);
+        total = nosa_vec_add(total, e);
+    }
+    nosa_vec_store(sum, total);
+}
+
 /* Turns n scores (a multiple of 64) into weights p = e^(score - m), m the largest of `top`; returns
  * m and, in *total, the sum of the weights: 16 interleaved lanes, then the fixed tree. */
 NOSA_VEC_INLINE float nosa_tile_softmax(float *score, int32_t n, const float *top, float *total)
@@ -302,10 +317,11 @@ static inline int32_t nosa_select_runs(int32_t blocks, int32_t r)
     return (blocks * r + NOSA_SELECT_RUN - 1) / NOSA_SELECT_RUN;
 }
 
-/* Floats of one row's scores for `heads` query heads: weights, then m and l of each run. */
-static inline size_t nosa_select_row_floats(int32_t runs, int32_t heads)
+/* Floats of one row's scores for the query heads of a group: their weights, then m and l of each
+ * run, then the window biases. */
+static inline size_t nosa_select_row_floats(int32_t runs, int32_t group)
 {
-    return (size_t)heads * (size_t)runs * (NOSA_SELECT_RUN + 2);
+    return (size_t)runs * ((size_t)group * (NOSA_SELECT_RUN + 2) + NOSA_SELECT_RUN);
 }
 
 #endif

@@ -3,10 +3,10 @@
  *
  * Work is done on sets: some rows of one tile (one row when decoding), one KV head, and the query
  * heads of its group; every (row, head) is a vector of the register tiles of kv_tile.h. A set walks
- * the union of its rows' lists a segment of entries at a time: scores of all blocks, weights, then
- * values, so that each block is widened to float32 once for all vectors that want it. Runs of
- * NOSA_ATTENTION_RUN_BLOCKS entries are counted per row, so neither the set nor the segment changes
- * a bit.
+ * the union of its rows' lists a segment of entries at a time: scores of all blocks, then values,
+ * where a tile's scores become weights just before they are used; each block is widened to float32
+ * once for all vectors that want it. Runs of NOSA_ATTENTION_RUN_BLOCKS entries are counted per row,
+ * so neither the set nor the segment changes a bit.
  *
  * A tile of one row is split into parts of PART_RUNS runs for different threads; each part leaves
  * its runs' (m, l, acc) in the shared partials, and the part that ends last merges them in order.
@@ -53,16 +53,17 @@ struct attention_job {
 struct attention_scratch {
     struct nosa_tile_mask mask;
     float no_bias[NOSA_BLOCK_TOKENS];
-    int32_t block[UNION_MAX];                                 /* union of a segment, ascending */
-    float top[DENSE_VECTORS * SEGMENT_RUNS * NOSA_VEC_LANES]; /* [vector][run][16] */
-    float run_top[DENSE_VECTORS * SEGMENT_RUNS];              /* m [vector][run] */
-    float run_total[DENSE_VECTORS * SEGMENT_RUNS];            /* l [vector][run] */
-    float row_top[DENSE_VECTORS];                             /* M of the runs merged so far */
-    float row_total[DENSE_VECTORS];                           /* L */
-    float score[SCORE_FLOATS];                                /* [vector][entries * 64 + pad] */
-    float *panel;                                             /* [64 * head_dim] widened K or V */
-    float *acc;                                               /* [vector][head_dim] of the run */
-    float *merged;                                            /* [vector][head_dim] */
+    int32_t block[UNION_MAX];                                   /* union of a segment, ascending */
+    float lanes[DENSE_VECTORS * SEGMENT_RUNS * NOSA_VEC_LANES]; /* [vector][run][16] what m, then
+                                                                   what l is made of */
+    float run_top[DENSE_VECTORS * SEGMENT_RUNS];                /* m [vector][run] */
+    float weight[NOSA_TILE_ROWS * NOSA_BLOCK_TOKENS];           /* of the tile at work */
+    float row_top[DENSE_VECTORS];                               /* M of the runs merged so far */
+    float row_total[DENSE_VECTORS];                             /* L */
+    float score[SCORE_FLOATS];                                  /* [vector][entries * 64 + pad] */
+    float *panel;                                               /* [64 * head_dim] widened K or V */
+    float *acc;                                                 /* [vector][head_dim] of the run */
+    float *merged;                                              /* [vector][head_dim] */
 };
 
 /* Rows of one tile that are attended to together, for one KV head. */
@@ -74,17 +75,20 @@ struct row_set {
     int32_t row; /* first */
     int32_t n_rows;
     int32_t n_heads;
-    int32_t own_block; /* of all rows */
+    int32_t own_block;  /* of all rows */
+    int32_t part_first; /* entries of this call, of every row */
+    int32_t part_end;
     int32_t seg_first; /* entries of the segment: seg_first .. seg_first + seg_entries - 1 */
     int32_t seg_entries;
     int32_t seg_runs; /* most runs of a segment: stride of what is kept per run */
     int32_t score_stride;
     int32_t n_blocks;                       /* of the segment's union */
-    float *partial;                         /* of run 0 and head 0, or NULL */
+    float *partial;                         /* of the part's first run and head 0, or NULL */
     const int32_t *list[NOSA_BLOCK_TOKENS]; /* or NULL: entry e is block e */
-    int32_t count[NOSA_BLOCK_TOKENS];
-    int32_t end[NOSA_BLOCK_TOKENS];    /* of each row's entries in the segment */
-    int32_t cursor[NOSA_BLOCK_TOKENS]; /* next entry of each row in a walk over the union */
+    int32_t length[NOSA_BLOCK_TOKENS];      /* of the list */
+    int32_t count[NOSA_BLOCK_TOKENS];       /* of its entries before part_end */
+    int32_t end[NOSA_BLOCK_TOKENS];         /* of each row's entries in the segment */
+    int32_t cursor[NOSA_BLOCK_TOKENS];      /* next entry of each row in a walk over the union */
 };
 
 /* ---- scratch ---- */
@@ -121,7 +125,8 @@ size_t NOSA_CPU_NAME(nosa_cpu_attention_partial_floats)(const struct nosa_step_l
     size_t bounded = all < PARTIAL_BUDGET ? all : PARTIAL_BUDGET;
     bounded = bounded > row ? bounded : row;
     int32_t select_runs = nosa_select_runs((int32_t)blocks, limits->windows_per_block);
-    size_t select = nosa_select_row_floats(select_runs, limits->n_heads);
+    size_t select = (size_t)limits->n_kv_heads *
+                    nosa_select_row_floats(select_runs, limits->n_heads / limits->n_kv_heads);
     return bounded > select ? bounded : select;
 }
 
@@ -291,7 +296,7 @@ static void score_block(struct row_set *set, int32_t index)
             tile.score[filled] = scratch->score + (int64_t)vector * set->score_stride +
                                  (int64_t)place * NOSA_BLOCK_TOKENS;
             tile.top[filled] =
-                scratch->top + (vector * set->seg_runs + place / RUN) * NOSA_VEC_LANES;
+                scratch->lanes + (vector * set->seg_runs + place / RUN) * NOSA_VEC_LANES;
             tile.visible[filled] = visible;
             if (++filled == NOSA_TILE_ROWS) {
                 nosa_tile_score(filled, &tile, panel, head_dim, params->scale, bias, &scratch->mask,
@@ -305,22 +310,14 @@ static void score_block(struct row_set *set, int32_t index)
         nosa_tile_score(filled, &tile, panel, head_dim, params->scale, bias, &scratch->mask, ahead);
 }
 
-/* Scores become weights, run by run of every row. */
-static void weigh_runs(struct row_set *set)
+/* Settles m of the segment's runs, and makes their lanes ready for l. */
+static void close_tops(struct row_set *set)
 {
     struct attention_scratch *scratch = set->scratch;
-    for (int32_t row = 0; row < set->n_rows; row++) {
-        int32_t n_entries = set->end[row] - set->seg_first;
-        for (int32_t head = 0; head < set->n_heads; head++) {
-            int32_t vector = row * set->n_heads + head;
-            float *score = scratch->score + (int64_t)vector * set->score_stride;
-            for (int32_t run = 0; run * RUN < n_entries; run++) {
-                int32_t left = n_entries - run * RUN, cell = vector * set->seg_runs + run;
-                scratch->run_top[cell] = nosa_tile_softmax(
-                    score + run * RUN_TOKENS, (left < RUN ? left : RUN) * NOSA_BLOCK_TOKENS,
-                    scratch->top + cell * NOSA_VEC_LANES, &scratch->run_total[cell]);
-            }
-        }
+    for (int32_t cell = 0; cell < set->n_rows * set->n_heads * set->seg_runs; cell++) {
+        float *lanes = scratch->lanes + cell * NOSA_VEC_LANES;
+        scratch->run_top[cell] = nosa_vec_max_lane(nosa_vec_load(lanes));
+        nosa_vec_store(lanes, nosa_vec_zero());
     }
 }
 
@@ -351,10 +348,11 @@ static void end_run(struct row_set *set, int32_t row, int32_t entry_last)
         int32_t vector = row * set->n_heads + head, cell = vector * set->seg_runs + local_run;
         float *acc = scratch->acc + (int64_t)vector * head_dim;
         float *merged = scratch->merged + (int64_t)vector * head_dim;
-        float m = scratch->run_top[cell], l = scratch->run_total[cell];
+        float m = scratch->run_top[cell];
+        float l = nosa_vec_sum(nosa_vec_load(scratch->lanes + cell * NOSA_VEC_LANES));
         if (set->partial != NULL) {
-            float *to =
-                set->partial + (size_t)(run * set->n_heads + head) * partial_stride(head_dim);
+            int32_t place = (run - set->part_first / RUN) * set->n_heads + head;
+            float *to = set->partial + (size_t)place * partial_stride(head_dim);
             memcpy(to, acc, sizeof(float) * (size_t)head_dim);
             to[head_dim] = m;
             to[head_dim + 1] = l;
@@ -388,9 +386,13 @@ static void add_values(struct row_set *set, int32_t index)
             end_run(set, row, entry - 1);
         n_tokens = (visible_tokens(set, row, block) + 3) / 4 * 4; /* rows ascend */
         for (int32_t head = 0; head < set->n_heads; head++) {
-            int32_t vector = row * set->n_heads + head;
-            tile.p[filled] = scratch->score + (int64_t)vector * set->score_stride +
-                             (int64_t)place * NOSA_BLOCK_TOKENS;
+            int32_t vector = row * set->n_heads + head, cell = vector * set->seg_runs + place / RUN;
+            const float *score = scratch->score + (int64_t)vector * set->score_stride +
+                                 (int64_t)place * NOSA_BLOCK_TOKENS;
+            float *weight = scratch->weight + filled * NOSA_BLOCK_TOKENS;
+            nosa_tile_weigh(score, scratch->run_top[cell], weight,
+                            scratch->lanes + cell * NOSA_VEC_LANES);
+            tile.p[filled] = weight;
             tile.acc[filled] = scratch->acc + (int64_t)vector * head_dim;
             if (++filled == NOSA_TILE_ROWS) {
                 nosa_tile_value(filled, &tile, panel, n_tokens, head_dim, ahead);
@@ -414,6 +416,15 @@ static void write_row(float *out, const float *merged, float total, int32_t head
                                              nosa_vec_zero()));
 }
 
+/* What is merged of a row's list so far: acc, m, l. */
+static float *state_of(const struct row_set *set, int32_t row, int32_t head)
+{
+    const struct nosa_kv_geometry *geometry = &set->params->kv->geometry;
+    int64_t heads = (int64_t)geometry->n_kv_heads * set->n_heads;
+    return set->params->state + ((set->row + row) * heads + set->kv_head * set->n_heads + head) *
+                                    (geometry->head_dim + 2);
+}
+
 static float *out_of(const struct row_set *set, int32_t row, int32_t head)
 {
     return set->params->out + (int64_t)(set->row + row) * set->params->out_stride +
@@ -435,11 +446,11 @@ static void attend(struct row_set *set, int32_t first, int32_t end)
     memset(scratch->acc, 0, sizeof(float) * (size_t)(n_vectors * head_dim));
     for (int32_t entry = first; entry < end; entry += runs * RUN) {
         for (int32_t i = 0; i < n_vectors * runs * NOSA_VEC_LANES; i++)
-            scratch->top[i] = -INFINITY;
+            scratch->lanes[i] = -INFINITY;
         open_segment(set, entry, end - entry < runs * RUN ? end - entry : runs * RUN);
         for (int32_t index = 0; index < set->n_blocks; index++)
             score_block(set, index);
-        weigh_runs(set);
+        close_tops(set);
         walk_start(set);
         for (int32_t index = 0; index < set->n_blocks; index++)
             add_values(set, index);
@@ -447,6 +458,12 @@ static void attend(struct row_set *set, int32_t first, int32_t end)
             if (set->end[row] > entry)
                 end_run(set, row, set->end[row] - 1);
     }
+}
+
+/* End of the entries of this call, however long a list is. */
+static int32_t part_end(const struct nosa_attention_params *params)
+{
+    return params->entry_count > 0 ? params->entry_first + params->entry_count : INT32_MAX;
 }
 
 /* Whether every row of the tile attends to all its blocks, for one KV head. */
@@ -463,7 +480,7 @@ static bool selects_all(const struct nosa_attention_params *params, int32_t row,
     return true;
 }
 
-/* Makes the set of rows row .. row + n_rows - 1; returns the longest list. */
+/* Makes the set of rows row .. row + n_rows - 1; returns where the longest list ends. */
 static int32_t set_open(struct row_set *set, const struct attention_job *job, int32_t row,
                         int32_t n_rows, int32_t kv_head, int32_t thread)
 {
@@ -474,15 +491,44 @@ static int32_t set_open(struct row_set *set, const struct attention_job *job, in
     set->table = batch->block_table + (int64_t)batch->row_seq[row] * batch->table_stride;
     set->n_heads = params->head_count;
     set->own_block = batch->row_pos[row] / NOSA_BLOCK_TOKENS;
+    set->part_first = params->entry_first;
+    set->part_end = part_end(params);
     bool all = selects_all(params, row, n_rows, kv_head);
     int32_t longest = 0;
     for (int32_t i = 0; i < n_rows; i++) {
         int64_t cell = (int64_t)(row + i) * params->kv->geometry.n_kv_heads + kv_head;
         set->list[i] = all ? NULL : params->selected + cell * params->topk;
-        set->count[i] = all ? set->own_block + 1 : params->selected_count[cell];
+        set->length[i] = all ? set->own_block + 1 : params->selected_count[cell];
+        set->count[i] = set->length[i] < set->part_end ? set->length[i] : set->part_end;
         longest = set->count[i] > longest ? set->count[i] : longest;
     }
     return longest;
+}
+
+/* Takes up what earlier parts merged of row i and head. */
+static void load_state(const struct row_set *set, int32_t i, int32_t head)
+{
+    struct attention_scratch *scratch = set->scratch;
+    int32_t head_dim = set->params->kv->geometry.head_dim, vector = i * set->n_heads + head;
+    const float *state = state_of(set, i, head);
+    memcpy(scratch->merged + (int64_t)vector * head_dim, state, sizeof(float) * (size_t)head_dim);
+    scratch->row_top[vector] = state[head_dim];
+    scratch->row_total[vector] = state[head_dim + 1];
+}
+
+/* Row i's output for a head if the list ends in this part; else its state. */
+static void finish_row(const struct row_set *set, int32_t i, int32_t head, const float *merged,
+                       float top, float total)
+{
+    int32_t head_dim = set->params->kv->geometry.head_dim;
+    if (set->length[i] <= set->part_end) {
+        write_row(out_of(set, i, head), merged, total, head_dim);
+        return;
+    }
+    float *state = state_of(set, i, head);
+    memcpy(state, merged, sizeof(float) * (size_t)head_dim);
+    state[head_dim] = top;
+    state[head_dim + 1] = total;
 }
 
 static void attend_set(const struct attention_job *job, int32_t row, int32_t n_rows,
@@ -491,28 +537,36 @@ static void attend_set(const struct attention_job *job, int32_t row, int32_t n_r
     struct row_set set;
     int32_t longest = set_open(&set, job, row, n_rows, kv_head, thread);
     int32_t head_dim = job->params->kv->geometry.head_dim;
-    attend(&set, 0, longest);
+    struct attention_scratch *scratch = set.scratch;
+    for (int32_t i = 0; i < n_rows && set.part_first > 0; i++)
+        for (int32_t head = 0; head < set.n_heads && set.part_first < set.length[i]; head++)
+            load_state(&set, i, head);
+    attend(&set, set.part_first, longest);
     for (int32_t i = 0; i < n_rows; i++)
-        for (int32_t head = 0; head < set.n_heads; head++) {
+        for (int32_t head = 0; head < set.n_heads && set.part_first < set.length[i]; head++) {
             int32_t vector = i * set.n_heads + head;
-            write_row(out_of(&set, i, head), set.scratch->merged + (int64_t)vector * head_dim,
-                      set.scratch->row_total[vector], head_dim);
+            finish_row(&set, i, head, scratch->merged + (int64_t)vector * head_dim,
+                       scratch->row_top[vector], scratch->row_total[vector]);
         }
 }
 
-/* Merges all runs of a row from its partials, in order. */
-static void merge_partials(const struct row_set *set, int32_t n_runs)
+/* Merges the part's runs of a row from its partials, in order, behind those of earlier parts. */
+static void merge_partials(const struct row_set *set)
 {
     int32_t head_dim = set->params->kv->geometry.head_dim;
+    int32_t n_runs = (set->count[0] - set->part_first + RUN - 1) / RUN;
     size_t stride = partial_stride(head_dim);
-    for (int32_t head = 0; head < set->n_heads; head++) {
-        float *merged = set->partial + (size_t)head * stride;
-        float top = merged[head_dim], total = merged[head_dim + 1];
-        for (int32_t run = 1; run < n_runs; run++) {
+    for (int32_t head = 0; head < set->n_heads && n_runs > 0; head++) {
+        int32_t first = set->part_first > 0 ? 0 : 1; /* run to merge behind what there is */
+        const float *before =
+            first > 0 ? set->partial + (size_t)head * stride : state_of(set, 0, head);
+        float *merged = set->scratch->merged, top = before[head_dim], total = before[head_dim + 1];
+        memcpy(merged, before, sizeof(float) * (size_t)head_dim);
+        for (int32_t run = first; run < n_runs; run++) {
             const float *acc = set->partial + (size_t)(run * set->n_heads + head) * stride;
             merge_run(merged, &top, &total, acc, acc[head_dim], acc[head_dim + 1], head_dim);
         }
-        write_row(out_of(set, 0, head), merged, total, head_dim);
+        finish_row(set, 0, head, merged, top, total);
     }
 }
 
@@ -526,7 +580,7 @@ static void attend_part(const struct attention_job *job, const struct tile_plan 
     set.partial =
         job->device->scratch.attention_partials + plan->partial_first +
         (size_t)kv_head * (size_t)plan->n_runs * (size_t)set.n_heads * partial_stride(head_dim);
-    int32_t first = part * PART_RUNS * RUN, end = first + PART_RUNS * RUN;
+    int32_t first = set.part_first + part * PART_RUNS * RUN, end = first + PART_RUNS * RUN;
     end = end < count ? end : count;
     if (first < end)
         attend(&set, first, end);
@@ -535,7 +589,7 @@ static void attend_part(const struct attention_job *job, const struct tile_plan 
     if (__atomic_add_fetch(counter, 1, __ATOMIC_ACQ_REL) != plan->n_parts)
         return;
     __atomic_store_n(counter, 0, __ATOMIC_RELAXED);
-    merge_partials(&set, (count + RUN - 1) / RUN);
+    merge_partials(&set);
 }
 
 static void attend_item(void *context, int32_t item, int32_t thread)
@@ -564,17 +618,18 @@ static void attend_item(void *context, int32_t item, int32_t thread)
 
 /* ---- the plan ---- */
 
-/* The longest list of a tile of one row. */
+/* The most entries that this call takes of a list of a tile of one row. */
 static int32_t longest_list(const struct nosa_attention_params *params, int32_t row)
 {
-    int32_t n_kv_heads = params->kv->geometry.n_kv_heads, longest = 0;
+    int32_t n_kv_heads = params->kv->geometry.n_kv_heads, longest = 0, end = part_end(params);
     if (params->selected == NULL)
-        return params->batch->row_pos[row] / NOSA_BLOCK_TOKENS + 1;
-    for (int32_t h = 0; h < n_kv_heads; h++) {
+        longest = params->batch->row_pos[row] / NOSA_BLOCK_TOKENS + 1;
+    for (int32_t h = 0; params->selected != NULL && h < n_kv_heads; h++) {
         int32_t count = params->selected_count[(int64_t)row * n_kv_heads + h];
         longest = count > longest ? count : longest;
     }
-    return longest;
+    longest = (longest < end ? longest : end) - params->entry_first;
+    return longest > 0 ? longest : 0;
 }
 
 /* Splits a tile of one row while partials last; else rows into sets of equal size. */
@@ -619,6 +674,8 @@ enum nosa_status NOSA_CPU_NAME(nosa_cpu_attention)(struct nosa_stream *stream,
         .params = params, .device = device, .plan = plan, .n_tiles = batch->n_tiles};
     NOSA_ASSERT(params->head_count >= 1 && params->head_count <= GROUP_MAX);
     NOSA_ASSERT(batch->n_rows <= device->scratch.limits.rows_max);
+    NOSA_ASSERT(params->entry_first % RUN == 0 && params->entry_count % RUN == 0);
+    NOSA_ASSERT((params->state != NULL) == (params->entry_count > 0));
 
     /* Later tiles of a prompt have more to read: they go first. */
     int64_t records = 0;

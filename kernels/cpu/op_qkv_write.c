@@ -102,15 +102,31 @@ static void write_row(const struct nosa_qkv_write_params *params, int32_t row, i
     }
 }
 
+/* Whether the tile goes on in the block of the tile before it. */
+static bool goes_on(const struct nosa_batch_view *batch, int32_t tile)
+{
+    if (tile == 0)
+        return false;
+    int32_t row = batch->tile_row[tile], before = batch->tile_row[tile - 1];
+    return batch->row_seq[row] == batch->row_seq[before] &&
+           batch->row_pos[row] / NOSA_BLOCK_TOKENS == batch->row_pos[before] / NOSA_BLOCK_TOKENS;
+}
+
+/* All tiles of a block are one item: its first row clears what the others write to. */
 static void write_tile(void *context, int32_t item, int32_t thread)
 {
     (void)thread;
     const struct nosa_qkv_write_params *params = context;
+    const struct nosa_batch_view *batch = params->batch;
     int32_t n_kv_heads = params->kv->geometry.n_kv_heads;
     int32_t tile = item / n_kv_heads, kv_head = item % n_kv_heads;
-    int32_t first = params->batch->tile_row[tile];
-    for (int32_t i = 0; i < params->batch->tile_rows[tile]; i++)
-        write_row(params, first + i, kv_head);
+    if (goes_on(batch, tile))
+        return;
+    do {
+        for (int32_t i = 0; i < batch->tile_rows[tile]; i++)
+            write_row(params, batch->tile_row[tile] + i, kv_head);
+        tile++;
+    } while (tile < batch->n_tiles && goes_on(batch, tile));
 }
 
 enum nosa_status NOSA_CPU_NAME(nosa_cpu_qkv_write)(struct nosa_stream *stream,

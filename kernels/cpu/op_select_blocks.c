@@ -19,6 +19,7 @@
 
 #define VECTORS_MAX   96        /* of a set */
 #define WEIGHT_FLOATS (1 << 19) /* of a set's weights, unless one row needs more */
+#define PART_ITEMS    8 /* parts that a thread takes of a split row, at least, if there are */
 #define PANELS        (NOSA_SELECT_RUN / NOSA_PANEL)
 #define LANES         NOSA_VEC_LANES
 
@@ -28,6 +29,7 @@ struct tile_plan {
     int32_t first_item;
     int32_t n_parts;       /* sets of rows, or parts of the one row's runs */
     int32_t set_rows;      /* rows of a set */
+    int32_t part_runs;     /* runs of a part */
     int64_t partial_first; /* where the row's weights lie, -1 if it is not split */
 };
 
@@ -45,12 +47,11 @@ struct select_scratch {
     float no_bias[NOSA_PANEL];
     float top[VECTORS_MAX * LANES];
     float *panel;        /* [head_dim][64] */
-    float *weight;       /* [vector][runs * NOSA_SELECT_RUN], then m and l [vector][runs] */
+    float *weight;       /* what set_place describes */
     float *window_score; /* S [runs * NOSA_SELECT_RUN + 64] */
     float *block_score;  /* B [blocks_pad] */
     float *block_bias;   /* E [blocks_pad] */
-    float *held_bias;    /* [blocks_pad] largest C that a block holds */
-    float *first_held;   /* [blocks_pad] C in the block's place 0 */
+    float *shared_bias;  /* E that all rows of the set share [blocks_pad] */
     uint16_t *chosen;    /* [blocks_pad / 16] bit per block */
 };
 
@@ -66,9 +67,11 @@ struct row_set {
     int32_t r;         /* windows per block */
     int32_t own_block; /* of all rows */
     int32_t n_runs;
-    float *weight;    /* [vector][n_runs * NOSA_SELECT_RUN]; scratch or shared */
-    float *run_top;   /* m [vector][n_runs] */
-    float *run_total; /* l [vector][n_runs] */
+    int32_t ahead_end; /* blocks before this one are worth asking for */
+    float *weight;     /* [vector][n_runs * NOSA_SELECT_RUN]; scratch or shared */
+    float *run_top;    /* m [vector][n_runs] */
+    float *run_total;  /* l [vector][n_runs] */
+    float *bias;       /* C [n_runs * NOSA_SELECT_RUN], -inf in slot 0 */
 };
 
 /* ---- scratch ---- */
@@ -109,7 +112,7 @@ static size_t window_floats(const struct nosa_step_limits *limits)
 size_t NOSA_CPU_NAME(nosa_cpu_select_scratch_bytes)(const struct nosa_step_limits *limits)
 {
     size_t floats = NOSA_PANEL * (size_t)limits->head_dim + weight_floats(limits) +
-                    window_floats(limits) + 4 * blocks_pad(limits);
+                    window_floats(limits) + 3 * blocks_pad(limits);
     return plan_bytes(limits) + fixed_bytes() + sizeof(float) * floats +
            sizeof(uint16_t) * blocks_pad(limits) / LANES;
 }
@@ -125,9 +128,8 @@ static struct select_scratch *thread_scratch(const struct select_job *job, int32
     scratch->window_score = scratch->weight + weight_floats(limits);
     scratch->block_score = scratch->window_score + window_floats(limits);
     scratch->block_bias = scratch->block_score + blocks_pad(limits);
-    scratch->held_bias = scratch->block_bias + blocks_pad(limits);
-    scratch->first_held = scratch->held_bias + blocks_pad(limits);
-    scratch->chosen = (uint16_t *)(void *)(scratch->first_held + blocks_pad(limits));
+    scratch->shared_bias = scratch->block_bias + blocks_pad(limits);
+    scratch->chosen = (uint16_t *)(void *)(scratch->shared_bias + blocks_pad(limits));
     nosa_tile_mask_fill(&scratch->mask);
     memset(scratch->no_bias, 0, sizeof scratch->no_bias);
     memset(scratch->first_bias, 0, sizeof scratch->first_bias);
@@ -142,6 +144,13 @@ static const char *compressed_keys(const struct row_set *set, int32_t block)
     const struct nosa_kv_view *kv = set->params->kv;
     int64_t record = nosa_kv_record_index(kv, set->params->layer, set->kv_head, set->table[block]);
     return kv->compressed_keys + (size_t)record * nosa_kv_compressed_key_bytes(&kv->geometry);
+}
+
+static const float *window_biases(const struct row_set *set, int32_t block)
+{
+    const struct nosa_kv_view *kv = set->params->kv;
+    return kv->window_bias +
+           set->r * nosa_kv_record_index(kv, set->params->layer, set->kv_head, set->table[block]);
 }
 
 /* One block's keys [head_dim / pair][r][pair] into `columns` [head_dim][64]. */
@@ -199,26 +208,21 @@ static void spread_four(int32_t head_dim, const char *const keys[4], float *colu
     }
 }
 
-/* Asks for a block's compressed keys, if the rows see it. */
-static void ask_for_block(const struct row_set *set, int32_t block)
+/* Asks for a block's compressed keys and biases, if they are wanted. Always inlined, since the
+ * compiler drops calls of a function that only prefetches. */
+NOSA_VEC_INLINE void ask_for_block(const struct row_set *set, int32_t block)
 {
-    if (block > set->own_block)
+    if (block >= set->ahead_end)
         return;
     size_t bytes = nosa_kv_compressed_key_bytes(&set->params->kv->geometry);
     const char *keys = compressed_keys(set, block);
     for (size_t at = 0; at < bytes; at += 64)
         nosa_tile_prefetch(keys + at);
+    if (set->params->has_bias)
+        nosa_tile_prefetch((const char *)window_biases(set, block));
 }
 
-/* Where the second half of the next panel lies, which the tiles ask for as if its blocks were
- * neighbours in memory, as they are when a sequence grew alone. */
-static const char *panel_ahead(const struct row_set *set, int32_t index)
-{
-    int32_t n_blocks = NOSA_PANEL / set->r, block = (index + 1) * n_blocks + n_blocks / 2;
-    return compressed_keys(set, block < set->own_block ? block : set->own_block);
-}
-
-/* Widens the compressed keys of slots 64 index .. 64 index + 63, and asks for the first half of the
+/* Widens the compressed keys of slots 64 index .. 64 index + 63, and asks for those of the
  * next panel. Columns of blocks that the rows do not see, and slot 0, become zero. */
 static void build_panel(const struct row_set *set, int32_t index)
 {
@@ -237,8 +241,8 @@ static void build_panel(const struct row_set *set, int32_t index)
             for (int32_t i = 0; i < 4; i++)
                 keys[i] = compressed_keys(set, first + done + i);
             spread_four(head_dim, keys, panel + done * r);
-            ask_for_block(set, first + NOSA_PANEL / r + done / 2);
-            ask_for_block(set, first + NOSA_PANEL / r + done / 2 + 1);
+            for (int32_t i = 0; i < 4; i++)
+                ask_for_block(set, first + NOSA_PANEL / r + done + i);
         }
     }
     for (; done < n_blocks; done++) {
@@ -247,8 +251,7 @@ static void build_panel(const struct row_set *set, int32_t index)
             spread_wide(head_dim, r, keys, panel + done * r);
         else
             spread_block(geometry, r, keys, panel + done * r);
-        if (done < NOSA_PANEL / r / 2)
-            ask_for_block(set, first + NOSA_PANEL / r + done);
+        ask_for_block(set, first + NOSA_PANEL / r + done);
     }
     if (index == 0)
         for (int32_t dim = 0; dim < head_dim; dim++)
@@ -274,7 +277,7 @@ static void score_panel(const struct row_set *set, int32_t run, int32_t index)
     const float *bias = slot == 0 ? scratch->first_bias : scratch->no_bias;
     struct nosa_score_rows tile;
     build_panel(set, slot / NOSA_PANEL);
-    const char *ahead = panel_ahead(set, slot / NOSA_PANEL);
+    const char *ahead = (const char *)scratch->panel; /* asks for nothing new */
     for (int32_t row = 0; row < set->n_rows; row++) {
         const float *q = params->q + (int64_t)(set->row + row) * params->q_stride +
                          (int64_t)set->kv_head * set->group * head_dim;
@@ -290,7 +293,6 @@ static void score_panel(const struct row_set *set, int32_t run, int32_t index)
             if (++filled == NOSA_TILE_ROWS) {
                 nosa_tile_score(filled, &tile, scratch->panel, head_dim, params->scale, bias,
                                 &scratch->mask, ahead);
-                ahead = (const char *)scratch->panel; /* asked for once */
                 filled = 0;
             }
         }
@@ -298,6 +300,20 @@ static void score_panel(const struct row_set *set, int32_t run, int32_t index)
     if (filled > 0)
         nosa_tile_score(filled, &tile, scratch->panel, head_dim, params->scale, bias,
                         &scratch->mask, ahead);
+}
+
+/* Collects C of a run's slots. */
+static void gather_run(const struct row_set *set, int32_t run)
+{
+    int32_t r = set->r, n_blocks = NOSA_SELECT_RUN / r, first = run * n_blocks;
+    float *to = set->bias + (int64_t)run * NOSA_SELECT_RUN;
+    for (int32_t block = first; block < first + n_blocks && block <= set->own_block; block++) {
+        const float *from = window_biases(set, block);
+        for (int32_t i = 0; i < r; i++)
+            *to++ = from[i];
+    }
+    if (run == 0)
+        set->bias[0] = -INFINITY;
 }
 
 /* Weights of one run of slots for all vectors of the set. */
@@ -310,6 +326,8 @@ static void score_run(const struct row_set *set, int32_t run)
         scratch->top[i] = -INFINITY;
     for (int32_t index = 0; index < n_panels; index++)
         score_panel(set, run, index);
+    if (set->params->has_bias)
+        gather_run(set, run);
     for (int32_t row = 0; row < set->n_rows; row++) {
         int32_t visible = visible_slots(set, row);
         if (visible < run * NOSA_SELECT_RUN || visible == 0)
@@ -364,88 +382,70 @@ static void sum_heads(const struct row_set *set, int32_t row, int32_t visible)
 
 /* ---- block scores ---- */
 
-/* The largest of n values (none if n is below 1) and `most`. */
+/* The largest of n values and `most`; a NaN counts for nothing. */
 static float largest(const float *value, int32_t n, float most)
 {
     if (n >= LANES) {
-        nosa_vec lanes = nosa_vec_load(value);
-        int32_t i = LANES;
-        for (; i + LANES <= n; i += LANES)
-            lanes = nosa_vec_max(lanes, nosa_vec_load(value + i));
-        float top = nosa_vec_max_lane(lanes);
-        most = top > most ? top : most;
-        value += i;
-        n -= i;
+        nosa_vec lanes = nosa_vec_set1(most);
+        for (; n >= LANES; n -= LANES, value += LANES)
+            lanes = nosa_vec_max(nosa_vec_load(value), lanes);
+        most = nosa_vec_max_lane(lanes);
     }
     for (int32_t i = 0; i < n; i++)
         most = value[i] > most ? value[i] : most;
     return most;
 }
 
+/* out[b] = the largest of slots r b .. r b + r and `least`, of blocks first .. end - 1. */
+static void largest_of_blocks(const float *slot, int32_t r, int32_t first, int32_t end, float least,
+                              float *out)
+{
+    int32_t block = first, together = LANES / r; /* blocks whose slots fill a vector */
+    for (; together > 1 && block + together <= end; block += together) {
+        float top[LANES];
+        nosa_vec lanes = nosa_vec_set1(least);
+        for (int32_t i = 0; i <= r; i++)
+            lanes = nosa_vec_max(nosa_vec_load(slot + block * r + i), lanes);
+        nosa_vec_store(top, lanes);
+        for (int32_t i = 0; i < together; i++)
+            out[block + i] = top[i * r];
+    }
+    for (; block < end; block++)
+        out[block] = largest(slot + (int64_t)block * r, r + 1, least);
+}
+
 /* B of each visible block: the largest S of slots r b .. r b + r. Slots that are not visible have
  * S = 0. */
 static void score_blocks(const struct row_set *set, int32_t visible)
 {
-    const float *score = set->scratch->window_score;
     float *out = set->scratch->block_score;
-    int32_t n_visible = set->own_block + 1, r = set->r;
-    int32_t n_scored = visible == 0 ? 0 : visible / r + 1;
+    int32_t n_visible = set->own_block + 1;
+    int32_t n_scored = visible == 0 ? 0 : visible / set->r + 1;
     n_scored = n_scored < n_visible ? n_scored : n_visible;
-    for (int32_t block = 0; block < n_scored; block++)
-        out[block] = largest(score + (int64_t)block * r, r + 1, 0);
+    largest_of_blocks(set->scratch->window_score, set->r, 0, n_scored, 0, out);
     for (int32_t block = n_scored; block < n_visible; block++)
         out[block] = 0;
 }
 
-static const float *held_biases(const struct row_set *set, int32_t block)
-{
-    const struct nosa_kv_view *kv = set->params->kv;
-    return kv->window_bias +
-           set->r * nosa_kv_record_index(kv, set->params->layer, set->kv_head, set->table[block]);
-}
-
-/* The largest C in slots r * block .. visible of one block. */
-static float held_bias(const struct row_set *set, int32_t block, int32_t visible)
-{
-    const float *bias = held_biases(set, block);
-    int32_t end = visible + 1 - block * set->r;
-    end = end < set->r ? end : set->r;
-    int32_t first = block == 0;
-    return largest(bias + first, end - first, -INFINITY);
-}
-
-/* Collects what all rows of the set share: of blocks whose slots all of them see. Returns their
- * number. */
-static int32_t gather_biases(const struct row_set *set)
+/* E of the blocks whose slots all rows of the set see; returns their number. */
+static int32_t share_biases(const struct row_set *set)
 {
     if (!set->params->has_bias)
         return 0;
-    int32_t visible = visible_slots(set, 0), n_full = (visible + 1) / set->r;
-    for (int32_t block = 0; block < n_full; block++) {
-        set->scratch->held_bias[block] = held_bias(set, block, visible);
-        set->scratch->first_held[block] = held_biases(set, block)[0];
-    }
+    int32_t n_full = visible_slots(set, 0) / set->r;
+    largest_of_blocks(set->bias, set->r, 0, n_full, -INFINITY, set->scratch->shared_bias);
     return n_full;
 }
 
-/* E of each visible block of a row. */
+/* E of each visible block of a row. C of a broken model may be NaN; E is not. */
 static void bias_blocks(const struct row_set *set, int32_t visible, int32_t n_full)
 {
-    const float *held = set->scratch->held_bias, *first = set->scratch->first_held;
     float *out = set->scratch->block_bias;
-    int32_t n_visible = set->own_block + 1;
-    if (!set->params->has_bias || visible == 0) {
-        for (int32_t block = 0; block < n_visible; block++)
-            out[block] = -INFINITY;
-        return;
-    }
-    for (int32_t block = 0; block + 1 < n_full; block++)
-        out[block] = first[block + 1] > held[block] ? first[block + 1] : held[block];
-    for (int32_t block = n_full > 0 ? n_full - 1 : 0; block < n_visible; block++) {
-        float own = held_bias(set, block, visible), next = -INFINITY;
-        if ((block + 1) * set->r <= visible)
-            next = held_biases(set, block + 1)[0];
-        out[block] = next > own ? next : own; /* C of a broken model may be NaN; E is not */
+    int32_t n_visible = set->own_block + 1, r = set->r;
+    memcpy(out, set->scratch->shared_bias, sizeof(float) * (size_t)n_full);
+    for (int32_t block = n_full; block < n_visible; block++) {
+        int32_t n = set->params->has_bias && visible > 0 ? visible + 1 - block * r : 0;
+        out[block] = largest(set->bias + (int64_t)block * r, n < r + 1 ? n : r + 1, -INFINITY);
     }
 }
 
@@ -595,15 +595,17 @@ static void set_open(struct row_set *set, const struct select_job *job, int32_t 
     set->r = nosa_kv_windows_per_block(&params->kv->geometry);
     set->own_block = batch->row_pos[row] / NOSA_BLOCK_TOKENS;
     set->n_runs = nosa_select_runs(set->own_block + 1, set->r);
+    set->ahead_end = set->own_block + 1;
 }
 
-/* Places the set's weights and runs in `memory`. */
+/* Places the set's weights, m, l and C in `memory`. */
 static void set_place(struct row_set *set, float *memory)
 {
     size_t cells = (size_t)set->n_rows * (size_t)set->group * (size_t)set->n_runs;
     set->weight = memory;
     set->run_top = memory + cells * NOSA_SELECT_RUN;
     set->run_total = set->run_top + cells;
+    set->bias = set->run_total + cells;
 }
 
 static void select_set(const struct select_job *job, int32_t row, int32_t n_rows, int32_t kv_head,
@@ -617,28 +619,33 @@ static void select_set(const struct select_job *job, int32_t row, int32_t n_rows
         int32_t visible = visible_slots(&set, n_rows - 1);
         for (int32_t run = 0; visible > 0 && run * NOSA_SELECT_RUN <= visible; run++)
             score_run(&set, run);
-        n_full = gather_biases(&set);
+        n_full = share_biases(&set);
     }
     for (int32_t i = 0; i < n_rows; i++)
         select_row(&set, i, n_full, scored);
 }
 
-/* Run `run` of a split row. */
+/* Part `part` of a split row. */
 static void select_part(const struct select_job *job, const struct tile_plan *plan, int32_t row,
-                        int32_t kv_head, int32_t run, int32_t thread)
+                        int32_t kv_head, int32_t part, int32_t thread)
 {
     struct row_set set;
     set_open(&set, job, row, 1, kv_head, thread);
     set_place(&set, job->device->scratch.attention_partials + plan->partial_first +
                         (size_t)kv_head * nosa_select_row_floats(set.n_runs, set.group));
-    if (run * NOSA_SELECT_RUN <= visible_slots(&set, 0))
-        score_run(&set, run);
+    int32_t visible = visible_slots(&set, 0), end = (part + 1) * plan->part_runs;
+    end = end < set.n_runs ? end : set.n_runs;
+    if (set.ahead_end > end * NOSA_SELECT_RUN / set.r)
+        set.ahead_end = end * NOSA_SELECT_RUN / set.r;
+    for (int32_t run = part * plan->part_runs; run < end; run++)
+        if (run * NOSA_SELECT_RUN <= visible)
+            score_run(&set, run);
     int32_t n_kv_heads = job->params->kv->geometry.n_kv_heads;
     int32_t *counter = job->device->scratch.counters + (int64_t)plan->tile * n_kv_heads + kv_head;
     if (__atomic_add_fetch(counter, 1, __ATOMIC_ACQ_REL) != plan->n_parts)
         return;
     __atomic_store_n(counter, 0, __ATOMIC_RELAXED);
-    select_row(&set, 0, gather_biases(&set), true);
+    select_row(&set, 0, share_biases(&set), true);
 }
 
 static void select_item(void *context, int32_t item, int32_t thread)
@@ -689,7 +696,10 @@ static void plan_tile(const struct select_job *job, struct tile_plan *plan, size
         if (n_runs == 1 || *partial_used + shared > scratch->attention_partial_count)
             return;
         plan->partial_first = (int64_t)*partial_used;
-        plan->n_parts = n_runs;
+        int32_t items = PART_ITEMS * nosa_cpu_pool_threads(job->device->pool);
+        plan->part_runs = n_runs * geometry->n_kv_heads / items;
+        plan->part_runs = plan->part_runs > 1 ? plan->part_runs : 1;
+        plan->n_parts = (n_runs + plan->part_runs - 1) / plan->part_runs;
         *partial_used += shared;
         return;
     }

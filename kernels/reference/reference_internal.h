@@ -47,5 +47,17 @@ enum nosa_status nosa_reference_sample(struct nosa_stream *stream,
                                        const struct nosa_sample_params *params);
 enum nosa_status nosa_reference_log_prob(struct nosa_stream *stream,
                                          const struct nosa_log_prob_params *params);
+enum nosa_status nosa_reference_kv_update(struct nosa_stream *stream,
+                                          const struct nosa_kv_update_params *params);
+enum nosa_status nosa_reference_kv_load(struct nosa_stream *stream,
+                                        const struct nosa_kv_load_params *params);
+enum nosa_status nosa_reference_kv_place(struct nosa_stream *stream,
+                                         const struct nosa_kv_place_params *params);
+enum nosa_status nosa_reference_kv_fetch(struct nosa_stream *stream,
+                                         const struct nosa_kv_fetch_params *params);
+enum nosa_status nosa_reference_kv_resolve(struct nosa_stream *stream,
+                                           const struct nosa_kv_resolve_params *params);
+enum nosa_status nosa_reference_kv_save(struct nosa_stream *stream,
+                                        const struct nosa_kv_save_params *params);
 
 #endif

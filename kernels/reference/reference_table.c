@@ -13,4 +13,10 @@ const struct nosa_op_table nosa_reference_ops = {
     .add = nosa_reference_add,
     .sample = nosa_reference_sample,
     .log_prob = nosa_reference_log_prob,
+    .kv_update = nosa_reference_kv_update,
+    .kv_load = nosa_reference_kv_load,
+    .kv_place = nosa_reference_kv_place,
+    .kv_fetch = nosa_reference_kv_fetch,
+    .kv_resolve = nosa_reference_kv_resolve,
+    .kv_save = nosa_reference_kv_save,
 };

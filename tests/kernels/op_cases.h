@@ -94,6 +94,10 @@ void op_fixture_destroy(struct op_fixture *fixture);
 void op_kv_copy(const struct op_kv *from, struct op_kv *to);
 void op_kv_destroy(struct op_kv *kv);
 
+/* Moves a share of the records, chosen at random, from their slots into images, which are taken
+ * once. What is left in their slots is NaN. */
+void op_kv_offload(struct op_kv *kv, float share, uint64_t seed);
+
 /* A batch of the spans, in order; spans of one sequence must not follow one another. */
 struct op_batch *op_batch_create(const struct op_fixture *fixture, const struct op_span *spans,
                                  int32_t n_spans);
