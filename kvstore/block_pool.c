@@ -97,6 +97,8 @@ void nosa_block_pool_move(struct nosa_block_pool *pool, int32_t block, enum nosa
     } else if (to == NOSA_BLOCK_CACHED) {
         append_cached(pool, block);
     }
+    if (pool->observer)
+        pool->observer(pool->observer_context, block, from, to);
 }
 
 int32_t nosa_block_pool_free(const struct nosa_block_pool *pool)

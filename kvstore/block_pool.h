@@ -39,9 +39,15 @@ enum nosa_block_state {
 
 #define NOSA_BLOCK_STATES 5
 
+/* Told of every move, after it; may not move blocks itself. */
+typedef void (*nosa_block_observer)(void *context, int32_t block, enum nosa_block_state from,
+                                    enum nosa_block_state to);
+
 struct nosa_block_pool {
     /* fixed after create */
     int32_t n_blocks;
+    nosa_block_observer observer; /* or NULL; set by the owner before the first move */
+    void *observer_context;
     /* owned arrays, [n_blocks] */
     uint8_t *state;      /* enum nosa_block_state */
     int32_t *references; /* sequences that hold the block */

@@ -12,9 +12,12 @@ static size_t records_per_block(const struct nosa_kv_geometry *geometry)
     return (size_t)geometry->n_layers * (size_t)geometry->n_kv_heads;
 }
 
-static enum nosa_status check_geometry(const struct nosa_kv_geometry *g, int32_t n_blocks,
-                                       struct nosa_error *error)
+static enum nosa_status check_options(const struct nosa_kv_arena_options *options,
+                                      struct nosa_error *error)
 {
+    const struct nosa_kv_geometry *g = &options->geometry;
+    int32_t n_blocks = options->n_blocks;
+
     if (g->n_layers < 1 || g->n_kv_heads < 1 || n_blocks < 1)
         return nosa_error_set(
             error, NOSA_INVALID_ARGUMENT,
@@ -38,105 +41,155 @@ static enum nosa_status check_geometry(const struct nosa_kv_geometry *g, int32_t
                               "KV arena: %d blocks of %d layers and %d KV heads are more records "
                               "than a slot number can name",
                               (int)n_blocks, (int)g->n_layers, (int)g->n_kv_heads);
+    if (options->n_slots < 0)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "KV arena: %d slots",
+                              (int)options->n_slots);
     return NOSA_OK;
+}
+
+size_t nosa_kv_id_bytes(const struct nosa_kv_geometry *geometry)
+{
+    return records_per_block(geometry) * (nosa_kv_summary_bytes(geometry) + sizeof(int32_t));
+}
+
+size_t nosa_kv_slot_bytes(const struct nosa_kv_geometry *geometry)
+{
+    return records_per_block(geometry) * nosa_kv_record_bytes(geometry);
 }
 
 size_t nosa_kv_block_bytes(const struct nosa_kv_geometry *geometry)
 {
-    return records_per_block(geometry) *
-           (nosa_kv_record_bytes(geometry) + nosa_kv_summary_bytes(geometry) + sizeof(int32_t));
+    return nosa_kv_id_bytes(geometry) + nosa_kv_slot_bytes(geometry);
 }
 
-enum { RECORD_SLOT, RECORDS, COMPRESSED_KEYS, WINDOW_BIAS, TOKEN_BIAS, N_ARRAYS };
+/* An array of the view: where its pointer lives and how large it is; 0 bytes: there is none. */
+struct view_array {
+    void **pointer;
+    size_t bytes;
+};
 
-/* Bytes of each array; all have one entry per record. */
-static void array_bytes(const struct nosa_kv_view *view, size_t bytes[N_ARRAYS])
+#define VIEW_ARRAYS 10
+
+static void list_arrays(struct nosa_kv_view *view, struct view_array arrays[VIEW_ARRAYS])
 {
     const struct nosa_kv_geometry *geometry = &view->geometry;
-    size_t n_records = records_per_block(geometry) * (size_t)view->n_blocks;
-
-    bytes[RECORD_SLOT] = n_records * sizeof(int32_t);
-    bytes[RECORDS] = n_records * nosa_kv_record_bytes(geometry);
-    bytes[COMPRESSED_KEYS] = n_records * nosa_kv_compressed_key_bytes(geometry);
-    bytes[WINDOW_BIAS] = n_records * (size_t)nosa_kv_windows_per_block(geometry) * sizeof(float);
-    bytes[TOKEN_BIAS] = n_records * NOSA_BLOCK_TOKENS * sizeof(float);
+    size_t pools = records_per_block(geometry);
+    size_t n_blocks = (size_t)view->n_blocks;
+    size_t n_records = pools * n_blocks, n_slots = pools * (size_t)view->n_slots;
+    size_t tiered = view->n_slots < view->n_blocks;
+    size_t r = (size_t)nosa_kv_windows_per_block(geometry);
+    const struct view_array list[VIEW_ARRAYS] = {
+        {(void **)&view->record_slot, n_records * sizeof(int32_t)},
+        {(void **)&view->records, n_slots * nosa_kv_record_bytes(geometry)},
+        {(void **)&view->compressed_keys, n_records * nosa_kv_compressed_key_bytes(geometry)},
+        {(void **)&view->window_bias, n_records * r * sizeof(float)},
+        {(void **)&view->token_bias, n_records * NOSA_BLOCK_TOKENS * sizeof(float)},
+        {(void **)&view->slot_block, tiered * n_slots * sizeof(int32_t)},
+        {(void **)&view->slot_touch, tiered * n_slots * sizeof(uint32_t)},
+        {(void **)&view->slot_fetched, tiered * n_slots},
+        {(void **)&view->block_class, tiered * n_blocks},
+        {(void **)&view->block_image, tiered * n_blocks * sizeof(int32_t)},
+    };
+    memcpy(arrays, list, sizeof list);
 }
 
-/* Writes slot i for record i. */
-static enum nosa_status write_slots(struct nosa_kv_arena *arena, size_t bytes,
-                                    struct nosa_error *error)
+/* Fills an array of numbers from the host: `first`, then `step` more each. */
+static enum nosa_status write_numbers(struct nosa_device *device, int32_t *to, size_t n,
+                                      int32_t first, int32_t step, struct nosa_error *error)
 {
-    struct nosa_device *device = arena->device;
     const struct nosa_device_table *table = device->table;
     struct nosa_stream *stream = NULL;
     void *memory = NULL;
     enum nosa_status status;
 
-    status = table->memory_alloc(device, NOSA_MEMORY_HOST_PINNED, bytes, &memory, error);
+    status = table->memory_alloc(device, NOSA_MEMORY_HOST_PINNED, n * sizeof *to, &memory, error);
     if (status != NOSA_OK)
         goto cleanup;
     status = table->stream_create(device, &stream, error);
     if (status != NOSA_OK)
         goto cleanup;
-    int32_t *slots = memory;
-    for (size_t i = 0; i < bytes / sizeof *slots; i++)
-        slots[i] = (int32_t)i;
-    table->copy(stream, arena->record_slot, slots, bytes);
+    int32_t *numbers = memory;
+    for (size_t i = 0; i < n; i++)
+        numbers[i] = first + step * (int32_t)i;
+    table->copy(stream, to, numbers, n * sizeof *to);
     status = table->stream_synchronize(stream, error);
 cleanup:
     if (stream)
         table->stream_destroy(stream);
     if (memory)
-        table->memory_free(device, NOSA_MEMORY_HOST_PINNED, memory, bytes);
+        table->memory_free(device, NOSA_MEMORY_HOST_PINNED, memory, n * sizeof *to);
     return status;
 }
 
+static enum nosa_status write_initial(struct nosa_kv_arena *arena, struct nosa_error *error)
+{
+    struct nosa_kv_view *view = &arena->view;
+    size_t pools = records_per_block(&view->geometry), n_blocks = (size_t)view->n_blocks;
+
+    if (!view->slot_block)
+        return write_numbers(arena->device, view->record_slot, pools * n_blocks, 0, 1, error);
+    NOSA_TRY(write_numbers(arena->device, view->record_slot, pools * n_blocks, NOSA_KV_SLOT_NONE, 0,
+                           error));
+    NOSA_TRY(write_numbers(arena->device, view->slot_block, pools * (size_t)view->n_slots,
+                           NOSA_KV_BLOCK_NONE, 0, error));
+    return write_numbers(arena->device, view->block_image, n_blocks, NOSA_KV_IMAGE_NONE, 0, error);
+}
+
 enum nosa_status nosa_kv_arena_create(struct nosa_device *device,
-                                      const struct nosa_kv_geometry *geometry, int32_t n_blocks,
+                                      const struct nosa_kv_arena_options *options,
                                       struct nosa_kv_arena *out, struct nosa_error *error)
 {
     enum nosa_status status = NOSA_OK;
-    void *memory[N_ARRAYS] = {NULL};
-    size_t bytes[N_ARRAYS];
+    struct view_array arrays[VIEW_ARRAYS];
 
     memset(out, 0, sizeof *out);
-    NOSA_TRY(check_geometry(geometry, n_blocks, error));
+    NOSA_TRY(check_options(options, error));
     out->device = device;
-    out->view.geometry = *geometry;
-    out->view.n_blocks = n_blocks;
-    array_bytes(&out->view, bytes);
-    for (int i = 0; i < N_ARRAYS && status == NOSA_OK; i++) {
-        status =
-            device->table->memory_alloc(device, NOSA_MEMORY_DEVICE, bytes[i], &memory[i], error);
-        out->bytes += bytes[i];
+    struct nosa_kv_view *view = &out->view;
+    view->geometry = options->geometry;
+    view->n_blocks = options->n_blocks;
+    bool all = options->n_slots == 0 || options->n_slots >= options->n_blocks;
+    view->n_slots = all ? options->n_blocks : options->n_slots;
+    list_arrays(view, arrays);
+    for (int i = 0; i < VIEW_ARRAYS && status == NOSA_OK; i++) {
+        if (arrays[i].bytes == 0)
+            continue;
+        void *memory = NULL;
+        status = device->table->memory_alloc(device, NOSA_MEMORY_DEVICE, arrays[i].bytes, &memory,
+                                             error);
+        *arrays[i].pointer = memory;
+        out->bytes += arrays[i].bytes;
     }
-    out->record_slot = memory[RECORD_SLOT];
-    out->view.record_slot = memory[RECORD_SLOT];
-    out->view.records = memory[RECORDS];
-    out->view.compressed_keys = memory[COMPRESSED_KEYS];
-    out->view.window_bias = memory[WINDOW_BIAS];
-    out->view.token_bias = memory[TOKEN_BIAS];
     if (status == NOSA_OK)
-        status = write_slots(out, bytes[RECORD_SLOT], error);
+        status = write_initial(out, error);
     if (status != NOSA_OK) {
-        nosa_error_prefix(error, "KV arena of %d blocks (%zu bytes)", (int)n_blocks,
-                          (size_t)n_blocks * nosa_kv_block_bytes(geometry));
+        nosa_error_prefix(error, "KV arena of %d blocks and %d slots", (int)view->n_blocks,
+                          (int)view->n_slots);
         nosa_kv_arena_destroy(out);
     }
     return status;
 }
 
+void nosa_kv_arena_attach(struct nosa_kv_arena *arena, const struct nosa_kv_host_pool *host,
+                          int32_t kv_head_first)
+{
+    arena->view.images = host->images;
+    arena->view.image_bytes = host->image_bytes;
+    arena->view.image_kv_heads = host->kv_heads;
+    arena->view.image_kv_head_first = kv_head_first;
+}
+
 void nosa_kv_arena_destroy(struct nosa_kv_arena *arena)
 {
     struct nosa_device *device = arena->device;
-    size_t bytes[N_ARRAYS];
+    struct view_array arrays[VIEW_ARRAYS];
 
     if (!device)
         return;
-    void *memory[N_ARRAYS] = {arena->record_slot, arena->view.records, arena->view.compressed_keys,
-                              arena->view.window_bias, arena->view.token_bias};
-    array_bytes(&arena->view, bytes);
-    for (int i = N_ARRAYS - 1; i >= 0; i--)
-        device->table->memory_free(device, NOSA_MEMORY_DEVICE, memory[i], bytes[i]);
+    list_arrays(&arena->view, arrays);
+    for (int i = VIEW_ARRAYS - 1; i >= 0; i--)
+        if (arrays[i].bytes > 0)
+            device->table->memory_free(device, NOSA_MEMORY_DEVICE, *arrays[i].pointer,
+                                       arrays[i].bytes);
     memset(arena, 0, sizeof *arena);
 }

@@ -42,17 +42,22 @@ int32_t nosa_prefix_cache_available(const struct nosa_prefix_cache *cache)
     return cache->pool.in_state[NOSA_BLOCK_FREE] + cache->pool.in_state[NOSA_BLOCK_CACHED];
 }
 
+void nosa_prefix_cache_evict(struct nosa_prefix_cache *cache, int32_t block)
+{
+    NOSA_ASSERT(nosa_block_pool_state(&cache->pool, block) == NOSA_BLOCK_CACHED);
+    NOSA_ASSERT(cache->ring_next[block] == block);
+    nosa_prefix_index_remove(&cache->index, block);
+    nosa_block_pool_move(&cache->pool, block, NOSA_BLOCK_FREE);
+    cache->evicted_blocks++;
+}
+
 int32_t nosa_prefix_cache_take(struct nosa_prefix_cache *cache)
 {
     struct nosa_block_pool *pool = &cache->pool;
 
     if (nosa_block_pool_free(pool) == NOSA_BLOCK_NONE) {
-        int32_t victim = nosa_block_pool_oldest(pool);
-        NOSA_ASSERT(victim != NOSA_BLOCK_NONE);
-        NOSA_ASSERT(cache->ring_next[victim] == victim);
-        nosa_prefix_index_remove(&cache->index, victim);
-        nosa_block_pool_move(pool, victim, NOSA_BLOCK_FREE);
-        cache->evicted_blocks++;
+        NOSA_ASSERT(nosa_block_pool_oldest(pool) != NOSA_BLOCK_NONE);
+        nosa_prefix_cache_evict(cache, nosa_block_pool_oldest(pool));
     }
     int32_t block = nosa_block_pool_free(pool);
     nosa_block_pool_retain(pool, block);

@@ -60,6 +60,9 @@ int32_t nosa_prefix_cache_available(const struct nosa_prefix_cache *cache);
  * free. At least one must be available. */
 int32_t nosa_prefix_cache_take(struct nosa_prefix_cache *cache);
 
+/* Gives the id of a CACHED block up. */
+void nosa_prefix_cache_evict(struct nosa_prefix_cache *cache, int32_t block);
+
 /* The findable block of `key`, which a user then holds, or NOSA_BLOCK_NONE. `key` is that of
  * `tokens` (64 ids) after `parent`; the user holds the blocks before. */
 int32_t nosa_prefix_cache_acquire(struct nosa_prefix_cache *cache, const struct nosa_chain_key *key,

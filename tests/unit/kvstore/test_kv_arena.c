@@ -95,6 +95,14 @@ static bool all_zero(const void *memory, size_t bytes)
     return true;
 }
 
+static enum nosa_status create_arena(struct nosa_device *device,
+                                     const struct nosa_kv_geometry *geometry, int32_t n_blocks,
+                                     struct nosa_kv_arena *out, struct nosa_error *error)
+{
+    struct nosa_kv_arena_options options = {.geometry = *geometry, .n_blocks = n_blocks};
+    return nosa_kv_arena_create(device, &options, out, error);
+}
+
 static void test_create_takes_what_block_bytes_says(void **state)
 {
     (void)state;
@@ -115,8 +123,7 @@ static void test_create_takes_what_block_bytes_says(void **state)
         struct nosa_kv_arena arena;
         assert_int_equal(nosa_kv_block_bytes(&geometry), cases[i].block_bytes);
         assert_int_equal(nosa_kv_record_bytes(&geometry) % 4096, 0);
-        assert_int_equal(nosa_kv_arena_create(&limited.device, &geometry, 5, &arena, NULL),
-                         NOSA_OK);
+        assert_int_equal(create_arena(&limited.device, &geometry, 5, &arena, NULL), NOSA_OK);
         assert_int_equal(arena.bytes, 5 * cases[i].block_bytes);
         assert_int_equal(limited.bytes_held[NOSA_MEMORY_DEVICE], arena.bytes);
         assert_int_equal(limited.bytes_held[NOSA_MEMORY_HOST_PINNED], 0);
@@ -139,7 +146,7 @@ static void test_records_and_summaries_do_not_overlap(void **state)
     (void)state;
     struct nosa_kv_geometry geometry = geometry_of(32, 16, NOSA_DTYPE_BF16);
     struct nosa_kv_arena arena;
-    assert_int_equal(nosa_kv_arena_create(&limited.device, &geometry, 4, &arena, NULL), NOSA_OK);
+    assert_int_equal(create_arena(&limited.device, &geometry, 4, &arena, NULL), NOSA_OK);
     size_t bytes = nosa_kv_record_bytes(&geometry);
     for (int32_t i = 0; i < 24; i++)
         memset(nosa_kv_record(&arena.view, i / 8, i / 4 % 2, i % 4), i + 1, bytes);
@@ -159,7 +166,7 @@ static void test_create_with_each_allocation_failing_holds_nothing(void **state)
         struct nosa_kv_arena arena;
         struct nosa_error error = {0};
         limited.allocations_until_failure = n;
-        assert_int_equal(nosa_kv_arena_create(&limited.device, &geometry, 7, &arena, &error),
+        assert_int_equal(create_arena(&limited.device, &geometry, 7, &arena, &error),
                          NOSA_OUT_OF_MEMORY);
         assert_non_null(strstr(error.text, "KV arena of 7 blocks"));
         assert_int_equal(limited.bytes_held[NOSA_MEMORY_DEVICE], 0);
@@ -189,16 +196,14 @@ static void test_create_refuses_a_geometry_outside_the_bounds(void **state)
     for (size_t i = 0; i < 9; i++) {
         struct nosa_kv_arena arena;
         struct nosa_error error = {0};
-        assert_int_equal(nosa_kv_arena_create(&limited.device, &bad[i], 4, &arena, &error),
+        assert_int_equal(create_arena(&limited.device, &bad[i], 4, &arena, &error),
                          NOSA_INVALID_ARGUMENT);
         assert_true(strlen(error.text) > 0);
     }
     struct nosa_kv_arena arena;
-    assert_int_equal(nosa_kv_arena_create(&limited.device, &good, 0, &arena, NULL),
-                     NOSA_INVALID_ARGUMENT);
+    assert_int_equal(create_arena(&limited.device, &good, 0, &arena, NULL), NOSA_INVALID_ARGUMENT);
     good.type = NOSA_DTYPE_F16;
-    assert_int_equal(nosa_kv_arena_create(&limited.device, &good, 4, &arena, NULL),
-                     NOSA_UNSUPPORTED);
+    assert_int_equal(create_arena(&limited.device, &good, 4, &arena, NULL), NOSA_UNSUPPORTED);
 }
 
 int main(void)
