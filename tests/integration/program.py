@@ -33,13 +33,16 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 
 
 def run(
-    *arguments: Any, env: dict[str, str] | None = None, stdout: Any = subprocess.PIPE
+    *arguments: Any,
+    env: dict[str, str] | None = None,
+    stdout: Any = subprocess.PIPE,
+    text: bytes = b"",
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs the program to its end."""
+    """Runs the program to its end, `text` on its standard input."""
     command = [PROGRAM, *(a if isinstance(a, bytes) else str(a) for a in arguments)]
     return subprocess.run(
         command,
-        stdin=subprocess.DEVNULL,
+        input=text,
         stdout=stdout,
         stderr=subprocess.PIPE,
         env=environment(env),
@@ -59,9 +62,11 @@ def start(*arguments: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def run_json(*arguments: Any, env: dict[str, str] | None = None) -> dict[str, Any]:
+def run_json(
+    *arguments: Any, env: dict[str, str] | None = None, text: bytes = b""
+) -> dict[str, Any]:
     """Runs with --json; the object that it prints."""
-    done = run(*arguments, "--json", env=env)
+    done = run(*arguments, "--json", env=env, text=text)
     if done.returncode != 0:
         raise AssertionError(f"exit {done.returncode}: {done.stderr.decode(errors='replace')}")
     return json.loads(done.stdout)

@@ -569,7 +569,7 @@ class TestFlags(NosaRun):
                 self.assertEqual(result["attention"], chosen)
 
     def test_what_is_not_there_yet_is_said_and_changes_nothing(self) -> None:
-        """Tiers and CUDA: a line each on stderr, the CPU and one tier instead."""
+        """CUDA: a line on stderr, the CPU instead."""
         flags = [*model(NOSA), "--prompt-tokens", "4,5,6", "--max-tokens", 5, "--json"]
         plain = run(*flags, "--device", "cpu")
         self.assertNotIn(b"--device", plain.stderr)
@@ -577,9 +577,6 @@ class TestFlags(NosaRun):
         for extra in (
             ["--device", "cuda"],
             ["--device", "cuda:0,1"],
-            ["--host-kv-bytes", "1G"],
-            ["--nvme-dir", str(self.folder)],
-            ["--nvme-kv-bytes", "2G"],
         ):
             with self.subTest(extra=extra):
                 done = run(*flags, *extra)
@@ -615,9 +612,23 @@ class TestFlags(NosaRun):
         flags = [*self.bytes_model, "--max-tokens", 3]
         given = run_json(*flags, "--prompt", text)
         self.assertEqual(given["prompt_tokens"], list(text.encode()))
-        read = run_json(*flags, "--prompt-file", self.text_file(text))
-        self.assertEqual(read["prompt_tokens"], given["prompt_tokens"])
-        self.assertEqual(read["tokens"], given["tokens"])
+        for source in (self.text_file(text), "-", "/dev/stdin"):
+            read = run_json(*flags, "--prompt-file", source, text=text.encode())
+            self.assertEqual(read["prompt_tokens"], given["prompt_tokens"])
+            self.assertEqual(read["tokens"], given["tokens"])
+        scored = run_json(*self.bytes_model, "--score", "-", text=text.encode())
+        self.assertEqual(scored["tokens"], len(text.encode()))
+
+    def test_interrupt_while_the_prompt_is_read(self) -> None:
+        """Nobody writes to the pipe: Ctrl-C ends the wait."""
+        path = self.folder / "pipe"
+        os.mkfifo(path)
+        process = start(*self.bytes_model, "--prompt-file", path)
+        with open(path, "wb"):
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, -signal.SIGINT)
+        self.assertEqual(stdout + stderr, b"")
 
     def test_prompt_tokens_may_have_blanks(self) -> None:
         """Around commas."""

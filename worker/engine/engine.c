@@ -37,42 +37,6 @@ static enum nosa_status check_options(const struct nosa_engine_options *options,
     return NOSA_OK;
 }
 
-/* What block ids can name. */
-#define KV_BLOCKS_MAX (1 << 29)
-
-/* How many blocks the KV arena gets: what the sessions can fill, or what kv_bytes holds. */
-static enum nosa_status choose_blocks(struct nosa_engine *engine,
-                                      const struct nosa_engine_options *options,
-                                      struct nosa_error *error)
-{
-    struct nosa_shard shard;
-    NOSA_TRY(nosa_shard_make(engine->info.config, options->tp, 0, &shard, error));
-    struct nosa_kv_geometry geometry = nosa_rank_kv_geometry(engine->checkpoint, &shard);
-    uint64_t block_bytes = nosa_kv_block_bytes(&geometry);
-    int64_t context_blocks =
-        ((int64_t)engine->info.context_max + NOSA_BLOCK_TOKENS - 1) / NOSA_BLOCK_TOKENS;
-    int64_t blocks = context_blocks * options->sessions_max;
-    if (options->kv_bytes > 0) {
-        int64_t fitting = (int64_t)(options->kv_bytes / block_bytes);
-        if (fitting < context_blocks)
-            return nosa_error_set(
-                error, NOSA_INVALID_ARGUMENT,
-                "--gpu-kv-bytes %llu holds %lld blocks of 64 tokens; a context of "
-                "%d tokens needs %lld, %llu bytes",
-                (unsigned long long)options->kv_bytes, (long long)fitting, engine->info.context_max,
-                (long long)context_blocks, (unsigned long long)context_blocks * block_bytes);
-        /* more than the sessions fill at a time keeps prefixes of earlier ones */
-        blocks = fitting < KV_BLOCKS_MAX ? fitting : KV_BLOCKS_MAX;
-    }
-    if (blocks > KV_BLOCKS_MAX)
-        return nosa_error_set(
-            error, NOSA_INVALID_ARGUMENT,
-            "%d sessions of %d tokens need %lld KV blocks, more than can be named",
-            options->sessions_max, engine->info.context_max, (long long)blocks);
-    engine->info.kv_blocks = (int32_t)blocks;
-    return NOSA_OK;
-}
-
 static enum nosa_status create_group(struct nosa_engine *engine,
                                      const struct nosa_engine_options *options,
                                      const struct nosa_plan_limits *limits,
@@ -83,7 +47,11 @@ static enum nosa_status create_group(struct nosa_engine *engine,
         .mode = engine->info.attention,
         .limits = *limits,
         .context_max = engine->info.context_max,
-        .n_blocks = engine->info.kv_blocks,
+        .n_blocks = engine->sizes.n_blocks,
+        .n_slots = engine->sizes.n_slots,
+        .kv_cold = options->nvme_directory != NULL,
+        .kv_fetch_max = engine->sizes.n_slots ? nosa_kv_fetch_max(&engine->tier_options) : 0,
+        .trace_rows_max = options->trace_rows_max,
         .progress = options->progress,
         .progress_context = options->progress_context,
     };
@@ -108,18 +76,29 @@ static enum nosa_status create_group(struct nosa_engine *engine,
     return NOSA_OK;
 }
 
-/* The cache lives as long as the engine, whose weights never change: the identity only has to hold
- * what an engine of another kind would compute differently. */
-static enum nosa_status create_store(struct nosa_engine *engine, struct nosa_error *error)
+static enum nosa_status take_score_logits(struct nosa_engine *engine, int32_t rows,
+                                          struct nosa_error *error)
 {
-    struct nosa_kv_store_options options = {
-        .n_blocks = engine->info.kv_blocks,
-        .sequences_max = engine->info.sessions_max,
-        .context_max = engine->info.context_max,
-    };
-    NOSA_TRY(nosa_sha256(engine->info.fingerprint, strlen(engine->info.fingerprint),
-                         options.identity, error));
-    return nosa_kv_store_create(&options, &engine->store, error);
+    if (rows == 0)
+        return NOSA_OK;
+    struct nosa_device *device = nosa_rank_group_rank(engine->group, 0)->device;
+    void *memory;
+    NOSA_TRY(device->table->memory_alloc(
+        device, NOSA_MEMORY_HOST_PINNED,
+        sizeof(float) * (size_t)rows * (size_t)engine->info.config->vocab, &memory, error));
+    engine->score_logits = memory;
+    engine->score_rows_kept = rows;
+    return NOSA_OK;
+}
+
+static void free_score_logits(struct nosa_engine *engine)
+{
+    if (!engine->score_logits)
+        return;
+    struct nosa_device *device = nosa_rank_group_rank(engine->group, 0)->device;
+    device->table->memory_free(device, NOSA_MEMORY_HOST_PINNED, engine->score_logits,
+                               sizeof(float) * (size_t)engine->score_rows_kept *
+                                   (size_t)engine->info.config->vocab);
 }
 
 static enum nosa_status open_engine(struct nosa_engine *engine,
@@ -128,6 +107,9 @@ static enum nosa_status open_engine(struct nosa_engine *engine,
 {
     NOSA_TRY(nosa_checkpoint_open(options->model_directory, &engine->checkpoint, error));
     const struct nosa_model_config *config = nosa_checkpoint_config(engine->checkpoint);
+    if (options->ignore_head)
+        nosa_checkpoint_ignore_head(engine->checkpoint);
+    NOSA_TRY(nosa_checkpoint_set_sparse(engine->checkpoint, &options->sparse, error));
     NOSA_TRY(check_options(options, config, error));
     struct nosa_engine_info *info = &engine->info;
     info->config = config;
@@ -141,7 +123,7 @@ static enum nosa_status open_engine(struct nosa_engine *engine,
     info->sessions_max = options->sessions_max;
     info->rows_max =
         options->rows_max > options->sessions_max ? options->rows_max : options->sessions_max;
-    NOSA_TRY(choose_blocks(engine, options, error));
+    NOSA_TRY(nosa_engine_kv_choose(engine, options, error));
     struct nosa_plan_limits limits = {
         .rows_max = info->rows_max,
         .seqs_max = info->sessions_max,
@@ -151,7 +133,9 @@ static enum nosa_status open_engine(struct nosa_engine *engine,
     NOSA_TRY(create_group(engine, options, &limits, error));
     NOSA_TRY(nosa_step_plan_create(&limits, nosa_rank_group_rank(engine->group, 0)->device,
                                    &engine->plan, error));
-    return create_store(engine, error);
+    NOSA_TRY(nosa_step_trace_create(&engine->trace, engine->group, options->trace_rows_max, error));
+    NOSA_TRY(take_score_logits(engine, options->score_rows_kept, error));
+    return nosa_engine_kv_create(engine, options, error);
 }
 
 enum nosa_status nosa_engine_open(const struct nosa_engine_options *options,
@@ -175,8 +159,10 @@ void nosa_engine_close(struct nosa_engine *engine)
     if (!engine)
         return;
     NOSA_ASSERT(engine->sessions_open == 0 && !engine->items);
-    nosa_kv_store_destroy(engine->store);
+    nosa_engine_kv_destroy(engine);
     nosa_step_plan_destroy(&engine->plan); /* of a rank's device */
+    nosa_step_trace_destroy(&engine->trace);
+    free_score_logits(engine);
     nosa_rank_group_destroy(engine->group);
     nosa_checkpoint_close(engine->checkpoint);
     free(engine);
@@ -185,9 +171,4 @@ void nosa_engine_close(struct nosa_engine *engine)
 const struct nosa_engine_info *nosa_engine_info(const struct nosa_engine *engine)
 {
     return &engine->info;
-}
-
-void nosa_engine_kv_counters(const struct nosa_engine *engine, struct nosa_kv_store_counters *out)
-{
-    nosa_kv_store_counters(engine->store, out);
 }

@@ -1,4 +1,5 @@
 #include "engine/rank.h"
+#include "engine/tiers.h"
 
 #include <assert.h>
 #include <math.h>
@@ -44,7 +45,7 @@ struct rank_array {
     size_t bytes;
 };
 
-#define RANK_ARRAYS 15
+#define RANK_ARRAYS 18
 
 static void list_arrays(struct nosa_rank *rank, struct rank_array arrays[RANK_ARRAYS])
 {
@@ -62,6 +63,9 @@ static void list_arrays(struct nosa_rank *rank, struct rank_array arrays[RANK_AR
     size_t split = shard->n_ranks > 1;
     size_t sparse = options->mode != NOSA_ATTENTION_FULL;
     size_t first = shard->rank == 0;
+    size_t seqs = (size_t)options->limits.seqs_max;
+    size_t cold_full = options->kv_cold && options->mode == NOSA_ATTENTION_FULL;
+    size_t tight = options->n_slots > 0 && options->n_slots < options->n_blocks;
     const struct rank_array list[RANK_ARRAYS] = {
         {(void **)&rank->inputs, nosa_step_plan_bytes(&options->limits)},
         {(void **)&rank->rope_table, sizeof(float) * rows * (size_t)head_dim},
@@ -79,7 +83,12 @@ static void list_arrays(struct nosa_rank *rank, struct rank_array arrays[RANK_AR
          split * sizeof(float) * (size_t)shard->n_ranks * logit_rows * vocab_stride},
         {(void **)&rank->logits, first * sizeof(float) * logit_rows * rank->config->vocab},
         {(void **)&rank->score_out, first * sizeof(float) * logit_rows},
-        {(void **)&rank->result, first * sizeof *rank->result * (size_t)options->limits.seqs_max},
+        {(void **)&rank->result, first * sizeof *rank->result * seqs},
+        {(void **)&rank->attention_state, cold_full * sizeof(float) * rows *
+                                              (size_t)shard->output_head_count *
+                                              (size_t)(head_dim + 2)},
+        {(void **)&rank->kv_hits, tight * sizeof *rank->kv_hits * seqs},
+        {(void **)&rank->kv_fetched, tight * sizeof *rank->kv_fetched},
     };
     memcpy(arrays, list, sizeof list);
 }
@@ -115,7 +124,12 @@ static enum nosa_status reserve_scratch(struct nosa_rank *rank, struct nosa_erro
         .topk_max = rank->topk,
         .vocab_max = (int32_t)rank->config->vocab,
         .windows_per_block = nosa_kv_windows_per_block(&rank->arena.view.geometry),
+        .kv_fetch_max = options->kv_fetch_max,
     };
+    if (rank->arena.view.slot_block) {
+        limits.kv_pools_max = limits.n_kv_heads * (int32_t)rank->config->n_layers;
+        limits.kv_slots_max = options->n_slots;
+    }
     size_t bytes = 0;
     NOSA_TRY(rank->device->table->reserve(rank->device, &limits, &bytes, error));
     rank->bytes += bytes;
@@ -127,13 +141,19 @@ static enum nosa_status create(struct nosa_rank *rank, struct nosa_error *error)
     const struct nosa_rank_options *options = &rank->options;
     struct nosa_kv_geometry geometry = nosa_rank_kv_geometry(options->checkpoint, &options->shard);
     NOSA_TRY(rank->device->table->stream_create(rank->device, &rank->stream, error));
-    enum nosa_status status =
-        nosa_kv_arena_create(rank->device, &geometry, options->n_blocks, &rank->arena, error);
+    enum nosa_status status = nosa_kv_arena_create(rank->device,
+                                                   &(struct nosa_kv_arena_options){
+                                                       .geometry = geometry,
+                                                       .n_blocks = options->n_blocks,
+                                                       .n_slots = options->n_slots,
+                                                   },
+                                                   &rank->arena, error);
     if (status != NOSA_OK) {
         nosa_error_prefix(error, "KV cache (--gpu-kv-bytes, --max-context)");
         return status;
     }
     NOSA_TRY(take_arrays(rank, error));
+    NOSA_TRY(nosa_rank_trace_create(rank, error));
     NOSA_TRY(nosa_model_weights_load(options->checkpoint, &options->shard, rank->device,
                                      options->progress, options->progress_context, &rank->weights,
                                      error));
@@ -163,12 +183,18 @@ void nosa_rank_destroy(struct nosa_rank *rank)
     for (int i = 0; i < RANK_ARRAYS; i++)
         rank->device->table->memory_free(rank->device, NOSA_MEMORY_DEVICE, *arrays[i].pointer,
                                          arrays[i].bytes);
+    nosa_rank_trace_destroy(rank);
     nosa_model_weights_free(&rank->weights);
     if (rank->arena.device)
         nosa_kv_arena_destroy(&rank->arena);
     if (rank->stream)
         rank->device->table->stream_destroy(rank->stream);
     *rank = (struct nosa_rank){0};
+}
+
+void nosa_rank_attach_host(struct nosa_rank *rank, const struct nosa_kv_host_pool *host)
+{
+    nosa_kv_arena_attach(&rank->arena, host, rank->options.shard.kv_head_first);
 }
 
 /* ---- the step ------------------------------------------------------------------------------- */
@@ -332,52 +358,134 @@ static enum nosa_status select_blocks(const struct step *step, int32_t index, fl
     int32_t first_cut =
         (int32_t)sparse->init_blocks + window_blocks + (int32_t)sparse->select_blocks;
     first_cut = first_cut < rank->topk ? first_cut : rank->topk;
-    return step->ops->select_blocks(step->stream, &(struct nosa_select_blocks_params){
-                                                      .batch = &step->batch,
-                                                      .kv = &rank->arena.view,
-                                                      .layer = index,
-                                                      .mode = rank->options.mode,
-                                                      .has_bias = layer->eviction_scale != NULL,
-                                                      .n_heads = rank->options.shard.head_count,
-                                                      .q = rank->qkv,
-                                                      .q_stride = row_stride(layer->qkv.n),
-                                                      .scale = scale,
-                                                      .init_blocks = (int32_t)sparse->init_blocks,
-                                                      .window_blocks = window_blocks,
-                                                      .first_cut = first_cut,
-                                                      .topk = rank->topk,
-                                                      .selected = rank->selected,
-                                                      .selected_count = rank->selected_count,
-                                                  });
+    return step->ops->select_blocks(step->stream,
+                                    &(struct nosa_select_blocks_params){
+                                        .batch = &step->batch,
+                                        .kv = &rank->arena.view,
+                                        .layer = index,
+                                        .mode = rank->options.mode,
+                                        .has_bias = layer->eviction_scale != NULL,
+                                        .n_heads = rank->options.shard.head_count,
+                                        .q = rank->qkv,
+                                        .q_stride = row_stride(layer->qkv.n),
+                                        .scale = scale,
+                                        .init_blocks = (int32_t)sparse->init_blocks,
+                                        .window_blocks = window_blocks,
+                                        .first_cut = first_cut,
+                                        .topk = rank->topk,
+                                        .selected = rank->selected,
+                                        .selected_count = rank->selected_count,
+                                        .block_bias = nosa_rank_trace_bias(rank, step->plan),
+                                        .score_stride = rank->trace.blocks_max,
+                                    });
 }
 
-static enum nosa_status attend(const struct step *step, int32_t index)
+/* A part of the rows' lists (ops.h); zero: all of it. */
+struct part {
+    int32_t first;
+    int32_t count;
+};
+
+static enum nosa_status attend_batch(const struct step *step, int32_t index,
+                                     const struct nosa_batch_view *batch, float scale,
+                                     struct part part)
 {
     struct nosa_rank *rank = step->rank;
     const struct nosa_shard *shard = &rank->options.shard;
     const struct nosa_layer_weights *layer = &rank->weights.layers[index];
     bool sparse = rank->options.mode != NOSA_ATTENTION_FULL;
+    return step->ops->attention(step->stream,
+                                &(struct nosa_attention_params){
+                                    .batch = batch,
+                                    .kv = &rank->arena.view,
+                                    .layer = index,
+                                    .has_bias = layer->eviction_scale != NULL,
+                                    .n_heads = shard->head_count,
+                                    .head_first = shard->attend_first,
+                                    .head_count = shard->attend_count,
+                                    .q = rank->qkv,
+                                    .q_stride = row_stride(layer->qkv.n),
+                                    .scale = scale,
+                                    .selected = sparse ? rank->selected : NULL,
+                                    .selected_count = sparse ? rank->selected_count : NULL,
+                                    .topk = rank->topk,
+                                    .out = rank->attended,
+                                    .out_stride = row_stride(layer->o.k),
+                                    .entry_first = part.first,
+                                    .entry_count = part.count,
+                                    .state = part.count > 0 ? rank->attention_state : NULL,
+                                });
+}
+
+/* One pass of a cold step: what the tiles [tile, tile + n_tiles) ask for finds slots, and what lies
+ * on NVMe alone is read into them. */
+static enum nosa_status attend_pass(const struct step *step, int32_t index, float scale,
+                                    struct nosa_tier_pass pass, int32_t tile, int32_t n_tiles)
+{
+    struct nosa_batch_view batch = step->batch;
+    batch.tile_row += tile;
+    batch.tile_rows += tile;
+    batch.n_tiles = n_tiles;
+    NOSA_TRY(nosa_rank_tiers_resolve(step->rank, step->plan, &step->batch, index, &pass));
+    NOSA_TRY(nosa_rank_tiers_read_absent(step->rank, step->plan, NULL));
+    return attend_batch(step, index, &batch, scale,
+                        (struct part){pass.entry_first, pass.entry_count});
+}
+
+/* Tile by tile: a tile has no more rows than can find slots. */
+static enum nosa_status attend_cold_selected(const struct step *step, int32_t index, float scale)
+{
+    const struct nosa_step_plan *plan = step->plan;
+    for (int32_t tile = 0; tile < plan->n_tiles; tile++) {
+        struct nosa_tier_pass pass = {
+            .number = 1 + tile, .row_first = plan->tile_row[tile], .n_rows = plan->tile_rows[tile]};
+        NOSA_TRY(attend_pass(step, index, scale, pass, tile, 1));
+    }
+    return NOSA_OK;
+}
+
+/* Sequence by sequence, its blocks a few runs at a time. */
+static enum nosa_status attend_cold_full(const struct step *step, int32_t index, float scale)
+{
+    const struct nosa_step_plan *plan = step->plan;
+    int32_t slots = plan->tiers->moves.slots_per_pass;
+    int32_t count = slots - slots % NOSA_ATTENTION_RUN_BLOCKS;
+    struct nosa_tier_pass pass = {.entry_count = count};
+    for (int32_t tile = 0, end; tile < plan->n_tiles; tile = end) {
+        int32_t sequence = plan->row_seq[plan->tile_row[tile]];
+        for (end = tile + 1; end < plan->n_tiles && plan->row_seq[plan->tile_row[end]] == sequence;)
+            end++;
+        int32_t last_row = plan->tile_row[end - 1] + plan->tile_rows[end - 1] - 1;
+        int32_t n_blocks = plan->row_pos[last_row] / NOSA_BLOCK_TOKENS + 1;
+        pass.row_first = plan->tile_row[tile];
+        pass.n_rows = last_row + 1 - pass.row_first;
+        for (pass.entry_first = 0; pass.entry_first < n_blocks; pass.entry_first += count) {
+            pass.number++;
+            NOSA_TRY(attend_pass(step, index, scale, pass, tile, end - tile));
+        }
+    }
+    return NOSA_OK;
+}
+
+static enum nosa_status attend(const struct step *step, int32_t index)
+{
+    struct nosa_rank *rank = step->rank;
+    const struct nosa_layer_weights *layer = &rank->weights.layers[index];
     float scale = 1.0f / sqrtf((float)rank->config->head_dim);
-    if (sparse)
+    if (rank->options.mode != NOSA_ATTENTION_FULL) {
         NOSA_TRY(select_blocks(step, index, scale));
-    NOSA_TRY(step->ops->attention(step->stream,
-                                  &(struct nosa_attention_params){
-                                      .batch = &step->batch,
-                                      .kv = &rank->arena.view,
-                                      .layer = index,
-                                      .has_bias = layer->eviction_scale != NULL,
-                                      .n_heads = shard->head_count,
-                                      .head_first = shard->attend_first,
-                                      .head_count = shard->attend_count,
-                                      .q = rank->qkv,
-                                      .q_stride = row_stride(layer->qkv.n),
-                                      .scale = scale,
-                                      .selected = sparse ? rank->selected : NULL,
-                                      .selected_count = sparse ? rank->selected_count : NULL,
-                                      .topk = rank->topk,
-                                      .out = rank->attended,
-                                      .out_stride = row_stride(layer->o.k),
-                                  }));
+        nosa_rank_trace_copy(rank, step->plan, index);
+    }
+    if (step->plan->tiers && step->plan->tiers->moves.cold) {
+        NOSA_TRY(rank->options.mode == NOSA_ATTENTION_FULL
+                     ? attend_cold_full(step, index, scale)
+                     : attend_cold_selected(step, index, scale));
+    } else {
+        struct nosa_tier_pass pass = {.n_rows = step->batch.n_rows};
+        if (rank->arena.view.slot_block)
+            NOSA_TRY(nosa_rank_tiers_resolve(rank, step->plan, &step->batch, index, &pass));
+        NOSA_TRY(attend_batch(step, index, &step->batch, scale, (struct part){0, 0}));
+    }
     return project_back(step, &layer->o, layer->o_bias, rank->attended);
 }
 
@@ -477,6 +585,11 @@ static enum nosa_status score_rows(const struct step *step)
                                                    }));
         rank->device->table->copy(step->stream, step->plan->score + first, rank->score_out,
                                   sizeof(float) * (size_t)n_rows);
+        size_t vocab = rank->config->vocab;
+        if (step->plan->score_logits)
+            rank->device->table->copy(step->stream,
+                                      step->plan->score_logits + (size_t)first * vocab,
+                                      rank->logits, sizeof(float) * vocab * (size_t)n_rows);
     }
     return NOSA_OK;
 }
@@ -526,6 +639,9 @@ static enum nosa_status sample_rows(const struct step *step)
 
 static enum nosa_status enqueue_step(const struct step *step)
 {
+    NOSA_TRY(nosa_rank_tiers_begin(step->rank, step->plan));
+    if (step->batch.n_rows == 0)
+        return nosa_rank_tiers_end(step->rank, step->plan);
     NOSA_TRY(embed(step));
     for (int32_t i = 0; i < (int32_t)step->rank->config->n_layers; i++) {
         NOSA_TRY(norm(step, step->rank->weights.layers[i].attention_norm));
@@ -534,7 +650,8 @@ static enum nosa_status enqueue_step(const struct step *step)
         NOSA_TRY(feed_forward(step, i));
     }
     NOSA_TRY(score_rows(step));
-    return sample_rows(step);
+    NOSA_TRY(sample_rows(step));
+    return nosa_rank_tiers_end(step->rank, step->plan);
 }
 
 enum nosa_status nosa_rank_enqueue(struct nosa_rank *rank, struct nosa_step_plan *plan,

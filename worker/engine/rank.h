@@ -11,6 +11,7 @@
 #include "comm/comm.h"
 #include "device.h"
 #include "engine/step_plan.h"
+#include "engine/trace.h"
 #include "engine/weights.h"
 #include "kv_store.h"
 
@@ -22,7 +23,11 @@ struct nosa_rank_options {
     enum nosa_attention_mode mode;
     struct nosa_plan_limits limits;
     int32_t context_max;
-    int32_t n_blocks;            /* of the KV arena */
+    int32_t n_blocks;     /* of the KV arena: block ids */
+    int32_t n_slots;      /* of one of its pools; 0: one for every id */
+    bool kv_cold;         /* sequences may be larger than first tier and host: NVMe has the rest */
+    int32_t kv_fetch_max; /* records that one step brings up ahead; 0 with a slot for every id */
+    int32_t trace_rows_max;      /* rows of a step whose selection may be traced; or 0 */
     nosa_load_progress progress; /* or NULL */
     void *progress_context;
 };
@@ -51,9 +56,17 @@ struct nosa_rank {
     int32_t logit_rows_max;
     float *score_out;                  /* [logit_rows_max], on rank 0 */
     struct nosa_sample_result *result; /* [seqs_max], on rank 0 */
+    float *attention_state;       /* [rows][output heads][head_dim + 2], of `full` with kv_cold */
+    struct nosa_kv_hits *kv_hits; /* [seqs_max], in a first tier with fewer slots than ids */
+    uint64_t *kv_fetched;         /* [1] likewise */
+    struct nosa_rank_trace trace;
     int32_t topk; /* blocks that selection may choose: no more than there are */
     size_t bytes; /* of activations and scratch, without weights and KV */
 };
+
+/* Lets the rank's ops reach the images of `host`, which outlives it. Before the first step, while
+ * the rank's thread rests. */
+void nosa_rank_attach_host(struct nosa_rank *rank, const struct nosa_kv_host_pool *host);
 
 /* KV geometry of a rank of this model. */
 struct nosa_kv_geometry nosa_rank_kv_geometry(const struct nosa_checkpoint *checkpoint,

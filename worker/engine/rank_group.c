@@ -293,6 +293,12 @@ int32_t nosa_rank_group_count(const struct nosa_rank_group *group)
     return group->n_ranks;
 }
 
+struct nosa_rank *nosa_rank_group_member(struct nosa_rank_group *group, int32_t rank)
+{
+    NOSA_ASSERT(rank >= 0 && rank < group->n_ranks);
+    return &group->members[rank].rank;
+}
+
 const struct nosa_rank *nosa_rank_group_rank(const struct nosa_rank_group *group, int32_t rank)
 {
     NOSA_ASSERT(rank >= 0 && rank < group->n_ranks);

@@ -29,6 +29,9 @@ enum nosa_status nosa_rank_group_finish(struct nosa_rank_group *group, struct no
 
 int32_t nosa_rank_group_count(const struct nosa_rank_group *group);
 
+/* Before the first step, while the ranks rest. */
+struct nosa_rank *nosa_rank_group_member(struct nosa_rank_group *group, int32_t rank);
+
 /* For sizes, and for the device of rank 0. */
 const struct nosa_rank *nosa_rank_group_rank(const struct nosa_rank_group *group, int32_t rank);
 

@@ -76,6 +76,8 @@ enum nosa_status nosa_session_open(struct nosa_engine *engine,
     session->n_top = options->n_top;
     session->prompt_length = options->prompt_length;
     session->step_mark = -1;
+    if (options->trace)
+        session->trace = *options->trace;
     if (options->keep_logits)
         session->logits = calloc(engine->info.config->vocab, sizeof *session->logits);
     if (options->score) {
@@ -132,9 +134,17 @@ const uint32_t *nosa_session_tokens(const struct nosa_session *session)
     return nosa_kv_sequence_tokens(session->sequence);
 }
 
-uint64_t nosa_session_gpu_hits(const struct nosa_session *session)
+bool nosa_session_ready(struct nosa_session *session)
 {
-    return session->gpu_hits;
+    bool ready = nosa_kv_sequence_ready(session->sequence);
+    int32_t computed = nosa_session_computed(session);
+    session->cached = session->cached < computed ? session->cached : computed;
+    return ready;
+}
+
+void nosa_session_kv(const struct nosa_session *session, struct nosa_session_kv *out)
+{
+    *out = session->kv;
 }
 
 const float *nosa_session_logits(const struct nosa_session *session)
@@ -163,4 +173,31 @@ int32_t nosa_session_blocks_needed(const struct nosa_session *session, int32_t n
 {
     return nosa_kv_sequence_blocks_needed(session->sequence,
                                           nosa_session_computed(session) + n_tokens);
+}
+
+enum nosa_status nosa_session_suspend(struct nosa_session *session, struct nosa_error *error)
+{
+    struct nosa_engine *engine = session->engine;
+    if (engine->items || nosa_kv_sequence_suspended(session->sequence))
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                              "a session is suspended once, and between steps");
+    if (!nosa_session_ready(session))
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                              "a session whose prefix is being read cannot be suspended");
+    nosa_kv_sequence_save(session->sequence);
+    NOSA_TRY(nosa_engine_step_moves(engine, error));
+    nosa_kv_sequence_suspend(session->sequence);
+    return NOSA_OK;
+}
+
+bool nosa_session_suspended(const struct nosa_session *session)
+{
+    return nosa_kv_sequence_suspended(session->sequence);
+}
+
+enum nosa_status nosa_session_resume(struct nosa_session *session, struct nosa_error *error)
+{
+    if (!nosa_kv_sequence_suspended(session->sequence))
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "the session is not suspended");
+    return nosa_kv_sequence_resume(session->sequence, error);
 }

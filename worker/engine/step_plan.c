@@ -173,8 +173,14 @@ void nosa_step_plan_begin(struct nosa_step_plan *plan, int32_t n_rows, int32_t n
     plan->n_tiles = 0;
     plan->n_sample = 0;
     plan->n_score = 0;
+    plan->tile_rows_max = NOSA_BLOCK_TOKENS;
     plan->table_stride = sizes.blocks_max;
     plan->history_start[0] = 0;
+}
+
+void nosa_step_plan_begin_moves(struct nosa_step_plan *plan)
+{
+    nosa_step_plan_begin(plan, 1, 1, 1);
 }
 
 int32_t nosa_step_plan_add(struct nosa_step_plan *plan, const uint32_t *tokens, int32_t first,
@@ -193,7 +199,8 @@ int32_t nosa_step_plan_add(struct nosa_step_plan *plan, const uint32_t *tokens, 
         plan->token[row] = (int32_t)tokens[first + i];
         plan->row_pos[row] = first + i;
         plan->row_seq[row] = seq;
-        if (i == 0 || (first + i) % NOSA_BLOCK_TOKENS == 0) {
+        if (i == 0 || (first + i) % NOSA_BLOCK_TOKENS == 0 ||
+            plan->tile_rows[plan->n_tiles - 1] == plan->tile_rows_max) {
             plan->tile_row[plan->n_tiles] = row;
             plan->tile_rows[plan->n_tiles++] = 0;
         }

@@ -19,6 +19,9 @@
 #include "device.h"
 #include "ops.h"
 
+struct nosa_step_tiers;
+struct nosa_step_trace;
+
 /* Bounds of a plan; taken once at open. */
 struct nosa_plan_limits {
     int32_t rows_max;
@@ -55,12 +58,16 @@ struct nosa_step_plan {
     int32_t n_tiles;
     int32_t n_sample;
     int32_t n_score;
-    int32_t table_stride; /* a bucket */
-    bool *keep;           /* [seqs_max] owned: the logits of sampled row i are wanted */
+    int32_t tile_rows_max; /* of the tiles to be added: NOSA_BLOCK_TOKENS, or what a pass takes */
+    int32_t table_stride;  /* a bucket */
+    bool *keep;            /* [seqs_max] owned: the logits of sampled row i are wanted */
+    const struct nosa_step_tiers *tiers; /* what the step moves, borrowed; or NULL: one tier */
+    const struct nosa_step_trace *trace; /* rows whose selection is wanted, borrowed; or NULL */
     /* Results, in pinned memory: rank 0 copies them here; valid when its stream is empty. */
     struct nosa_sample_result *result; /* [seqs_max] owned: [n_sample] of this step */
     float *score;                      /* [rows_max] owned: log probability of score_token */
     float *logits;                     /* [seqs_max][vocab] owned: row i if keep[i] */
+    float *score_logits;               /* [n_score][vocab] borrowed, or NULL: not wanted */
 };
 
 /* Smallest power of two that is at least n, but at most `max`. */
@@ -80,6 +87,9 @@ void nosa_step_plan_destroy(struct nosa_step_plan *plan);
  * the longest of n_blocks blocks. The caller keeps to the limits, and to these numbers. */
 void nosa_step_plan_begin(struct nosa_step_plan *plan, int32_t n_rows, int32_t n_seqs,
                           int32_t n_blocks);
+
+/* Makes it a step that computes nothing and only moves blocks between tiers. */
+void nosa_step_plan_begin_moves(struct nosa_step_plan *plan);
 
 /* Adds positions [first, first + count) of one sequence with its block ids; returns its index in
  * the batch. */

@@ -7,8 +7,13 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/npy.h"
 #include "run/report.h"
+#include "run/selection_trace.h"
+
+#define POLL_MS  20    /* between looks at whether to stop */
+#define FLUSH_MS 60000 /* for the NVMe tier at the end */
 
 struct run {
     const struct nosa_run_options *options;
@@ -18,6 +23,7 @@ struct run {
     struct nosa_session *session;         /* owned */
     struct nosa_detokenizer *detokenizer; /* owned, or NULL */
     struct nosa_npy_writer logits;        /* open with --dump-logits */
+    struct nosa_run_trace trace;          /* open with --trace-selection */
     struct nosa_buffer fresh;             /* text of the last token */
     int32_t max_tokens;                   /* that the context has room for */
     struct nosa_generation *out;
@@ -53,6 +59,8 @@ static enum nosa_status open_run(struct run *run, const struct nosa_tokenizer *t
                         : model_sampling(run->info->generation, options->sampling.seed),
         .keep_logits = options->dump_logits != NULL,
     };
+    NOSA_TRY(
+        nosa_run_trace_open(&run->trace, options, run->info, prompt->count, &session.trace, error));
     run->out->sampled = session.sampling.temperature > 0;
     NOSA_TRY(nosa_session_open(run->engine, &session, &run->session, error));
     run->out->cached_prompt_tokens = nosa_session_cached(run->session);
@@ -86,7 +94,7 @@ static enum nosa_status deliver_text(struct run *run, struct nosa_error *error)
 /* How far a prompt of several steps is, on a terminal; at its end the line is cleared. */
 static void show_prefill(const struct nosa_run_options *options, int32_t computed, int32_t total)
 {
-    if (options->json || total <= options->prefill_chunk || !isatty(STDERR_FILENO))
+    if (options->json || total <= options->engine.prefill_chunk || !isatty(STDERR_FILENO))
         return;
     if (computed < total)
         fprintf(stderr, "\rprompt: %d of %d tokens", computed, total);
@@ -101,9 +109,10 @@ static enum nosa_status next_token(struct run *run, struct nosa_step_item *item,
     *sampled = false;
     while (!*sampled && !*run->stop) {
         int32_t left = nosa_session_length(run->session) - nosa_session_computed(run->session);
-        *item = (struct nosa_step_item){
-            .session = run->session,
-            .n_tokens = left < run->options->prefill_chunk ? left : run->options->prefill_chunk};
+        *item = (struct nosa_step_item){.session = run->session,
+                                        .n_tokens = left < run->options->engine.prefill_chunk
+                                                        ? left
+                                                        : run->options->engine.prefill_chunk};
         if (run->out->n_tokens == 0)
             show_prefill(run->options, nosa_session_computed(run->session),
                          nosa_session_length(run->session));
@@ -121,7 +130,7 @@ static enum nosa_status take_token(struct run *run, const struct nosa_sample_res
     if (!isfinite(result->logprob))
         return nosa_error_set(error, NOSA_CORRUPT,
                               "%s: its logits after %d generated tokens are not finite numbers",
-                              run->options->model_directory, out->n_tokens);
+                              run->options->engine.model_directory, out->n_tokens);
     out->tokens[out->n_tokens] = (uint32_t)result->token;
     out->logprobs[out->n_tokens++] = result->logprob;
     if (run->options->dump_logits)
@@ -132,10 +141,24 @@ static enum nosa_status take_token(struct run *run, const struct nosa_sample_res
     return deliver_text(run, error);
 }
 
+/* Waits until what is known of the prompt has been read. */
+static enum nosa_status wait_ready(struct run *run, struct nosa_error *error)
+{
+    if (nosa_session_ready(run->session))
+        return NOSA_OK;
+    uint64_t start = nosa_monotonic_ns();
+    while (!nosa_session_ready(run->session) && !*run->stop)
+        NOSA_TRY(nosa_engine_poll(run->engine, POLL_MS, error));
+    run->out->cached_prompt_tokens = nosa_session_cached(run->session);
+    run->out->stall_s = nosa_seconds_between(start, nosa_monotonic_ns());
+    return NOSA_OK;
+}
+
 static enum nosa_status generate_tokens(struct run *run, struct nosa_error *error)
 {
     struct nosa_generation *out = run->out;
     uint64_t start = nosa_monotonic_ns();
+    NOSA_TRY(wait_ready(run, error));
     uint64_t first_token = start;
     out->finish_reason = NOSA_FINISH_LENGTH;
     while (out->n_tokens < run->max_tokens) {
@@ -171,6 +194,14 @@ static enum nosa_status generate_tokens(struct run *run, struct nosa_error *erro
     return deliver_text(run, error);
 }
 
+/* What the NVMe tier has not taken by now is computed again by the next run. */
+static void keep_prefix(struct nosa_engine *engine)
+{
+    struct nosa_error error = {0};
+    if (nosa_engine_flush(engine, FLUSH_MS, &error) != NOSA_OK)
+        nosa_log(NOSA_LOG_WARN, "run", "%s", error.text);
+}
+
 enum nosa_status nosa_run_generate(const struct nosa_run_options *options,
                                    struct nosa_engine *engine,
                                    const struct nosa_tokenizer *tokenizer,
@@ -190,10 +221,15 @@ enum nosa_status nosa_run_generate(const struct nosa_run_options *options,
         status = generate_tokens(&run, error);
     }
     enum nosa_status closed = nosa_npy_close(&run.logits, status == NOSA_OK ? error : NULL);
+    enum nosa_status traced =
+        nosa_run_trace_close(&run.trace, run.session, status == NOSA_OK ? error : NULL);
+    closed = closed != NOSA_OK ? closed : traced;
     if (run.session)
-        out->gpu_hits = nosa_session_gpu_hits(run.session);
+        nosa_session_kv(run.session, &out->kv);
     nosa_detokenizer_free(run.detokenizer);
     nosa_session_close(run.session);
+    keep_prefix(engine);
+    nosa_engine_kv_traffic(engine, &out->traffic);
     nosa_buffer_free(&run.fresh);
     return status != NOSA_OK ? status : closed;
 }
@@ -217,21 +253,30 @@ enum nosa_status nosa_run_score(const struct nosa_run_options *options, struct n
         .prompt_length = (int32_t)prompt->count,
         .score = true,
     };
-    struct nosa_session *session;
-    NOSA_TRY(nosa_session_open(engine, &session_options, &session, error));
-    enum nosa_status status = NOSA_OK;
+    struct nosa_session *session = NULL;
+    struct nosa_run_trace trace;
+    enum nosa_status status = nosa_run_trace_open(&trace, options, nosa_engine_info(engine),
+                                                  prompt->count, &session_options.trace, error);
+    if (status == NOSA_OK)
+        status = nosa_session_open(engine, &session_options, &session, error);
+    if (status == NOSA_OK)
+        nosa_report_start(options, nosa_engine_info(engine), true);
     int32_t left = 0;
     while (status == NOSA_OK &&
            (left = nosa_session_length(session) - nosa_session_computed(session)) > 0) {
-        struct nosa_step_item item = {
-            .session = session,
-            .n_tokens = left < options->prefill_chunk ? left : options->prefill_chunk};
+        struct nosa_step_item item = {.session = session,
+                                      .n_tokens = left < options->engine.prefill_chunk
+                                                      ? left
+                                                      : options->engine.prefill_chunk};
         show_prefill(options, nosa_session_computed(session), nosa_session_length(session));
         status =
             *stop ? nosa_error_set(error, NOSA_CANCELLED, "interrupted with %d tokens left", left)
                   : nosa_engine_step(engine, &item, 1, error);
     }
     show_prefill(options, INT32_MAX, (int32_t)prompt->count);
+    enum nosa_status traced =
+        nosa_run_trace_close(&trace, session, status == NOSA_OK ? error : NULL);
+    status = status != NOSA_OK ? status : traced;
     if (status == NOSA_OK) {
         *scores = malloc(sizeof **scores * prompt->count);
         if (*scores)

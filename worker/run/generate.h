@@ -17,7 +17,9 @@ struct nosa_generation {
     int32_t n_tokens;
     int32_t cached_prompt_tokens;
     int32_t prompt_computed; /* less than the prompt when the run was stopped before its end */
-    uint64_t gpu_hits;       /* block records that attention read in the first tier */
+    struct nosa_session_kv kv;
+    struct nosa_engine_kv_traffic traffic;
+    double stall_s;          /* waited for KV that was being read */
     struct nosa_buffer text; /* owned */
     bool sampled;            /* not greedy: the seed mattered */
     double prefill_s;

@@ -10,9 +10,11 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/npy.h"
 #include "run/generate.h"
 #include "run/prompt.h"
 #include "run/report.h"
+#include "run/selection_trace.h"
 
 static volatile sig_atomic_t stop_requested; /* the signal's number */
 
@@ -27,7 +29,6 @@ static void install_signals(void)
     struct sigaction action = {.sa_handler = request_stop, .sa_flags = (int)SA_RESETHAND};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
 }
 
 static void show_progress(void *context, uint64_t bytes_done, uint64_t bytes_total)
@@ -52,7 +53,8 @@ static void clear_progress(int shown)
 static enum nosa_status open_tokenizer(const struct nosa_run_options *options,
                                        struct nosa_tokenizer **tokenizer, struct nosa_error *error)
 {
-    enum nosa_status status = nosa_tokenizer_open(options->model_directory, tokenizer, error);
+    enum nosa_status status =
+        nosa_tokenizer_open(options->engine.model_directory, tokenizer, error);
     if (status != NOSA_NOT_FOUND || !options->prompt_tokens)
         return status;
     nosa_error_clear(error);
@@ -77,38 +79,35 @@ static enum nosa_status choose_context(const struct nosa_run_options *options,
                                        int32_t *context_max, struct nosa_error *error)
 {
     int64_t most = config->max_positions;
-    if (options->context_max > most)
+    if (options->engine.context_max > most)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
                               "--max-context %d exceeds the model's %u positions",
-                              options->context_max, config->max_positions);
-    if (options->context_max > 0)
-        most = options->context_max;
+                              options->engine.context_max, config->max_positions);
+    if (options->engine.context_max > 0)
+        most = options->engine.context_max;
     if ((int64_t)prompt > most)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
                               "the prompt has %zu tokens, more than the context of %lld", prompt,
                               (long long)most);
     int64_t needed = (int64_t)prompt + (options->score_file ? 0 : options->max_tokens);
-    *context_max = (int32_t)(options->context_max > 0 || needed > most ? most : needed);
+    *context_max = (int32_t)(options->engine.context_max > 0 || needed > most ? most : needed);
     return NOSA_OK;
 }
 
 static enum nosa_status open_engine(const struct nosa_run_options *options, int32_t context_max,
-                                    struct nosa_engine **engine, struct nosa_error *error)
+                                    size_t prompt, struct nosa_engine **engine,
+                                    struct nosa_error *error)
 {
     int shown = -1;
     bool terminal = isatty(STDERR_FILENO) && !options->json;
-    struct nosa_engine_options engine_options = {
-        .model_directory = options->model_directory,
-        .attention = options->attention,
-        .tp = options->tp,
-        .device = {.threads = options->threads},
-        .context_max = context_max,
-        .rows_max = options->prefill_chunk < context_max ? options->prefill_chunk : context_max,
-        .sessions_max = 1,
-        .kv_bytes = options->kv_bytes,
-        .progress = terminal ? show_progress : NULL,
-        .progress_context = &shown,
-    };
+    struct nosa_engine_options engine_options;
+    nosa_engine_flags_options(&options->engine, &engine_options);
+    engine_options.context_max = context_max;
+    if (engine_options.rows_max > context_max)
+        engine_options.rows_max = context_max;
+    engine_options.progress = terminal ? show_progress : NULL;
+    engine_options.progress_context = &shown;
+    engine_options.trace_rows_max = nosa_run_trace_rows(options, prompt, engine_options.rows_max);
     enum nosa_status status = nosa_engine_open(&engine_options, engine, error);
     clear_progress(shown);
     return status;
@@ -139,7 +138,6 @@ static enum nosa_status score(const struct nosa_run_report *report, struct nosa_
                               struct nosa_error *error)
 {
     float *scores;
-    nosa_report_start(report->options, report->info, true);
     NOSA_TRY(
         nosa_run_score(report->options, engine, report->prompt, &stop_requested, &scores, error));
     enum nosa_status status = nosa_report_score(report, scores, error);
@@ -155,17 +153,23 @@ static enum nosa_status run(const struct nosa_run_options *options, struct nosa_
     struct nosa_tokens prompt = {0};
     struct nosa_engine *engine = NULL;
     int32_t context_max = 0;
-    enum nosa_status status = nosa_model_config_load(options->model_directory, &config, error);
+    enum nosa_status status =
+        nosa_model_config_load(options->engine.model_directory, &config, error);
     if (status == NOSA_OK)
         status = open_tokenizer(options, &tokenizer, error);
     if (status == NOSA_OK)
         status = nosa_run_read_prompt(options, tokenizer, &prompt, error);
+    install_signals(); /* not before: a wait for the prompt just ends with the program */
     if (status == NOSA_OK)
         status = check_vocabulary(&prompt, config.vocab, error);
     if (status == NOSA_OK)
         status = choose_context(options, &config, prompt.count, &context_max, error);
+    if (status == NOSA_OK && options->dump_logits)
+        status = nosa_npy_check(options->dump_logits, error);
+    if (status == NOSA_OK && options->trace_selection)
+        status = nosa_npy_check(options->trace_selection, error);
     if (status == NOSA_OK)
-        status = open_engine(options, context_max, &engine, error);
+        status = open_engine(options, context_max, prompt.count, &engine, error);
     if (status == NOSA_OK) {
         struct nosa_run_report report = {
             .options = options,
@@ -182,20 +186,6 @@ static enum nosa_status run(const struct nosa_run_options *options, struct nosa_
     return status;
 }
 
-static int exit_code(enum nosa_status status)
-{
-    switch (status) {
-    case NOSA_OK: return 0;
-    case NOSA_CANCELLED: return stop_requested == SIGTERM ? 0 : 130;
-    case NOSA_INVALID_ARGUMENT:
-    case NOSA_NOT_FOUND:
-    case NOSA_UNSUPPORTED:
-    case NOSA_CORRUPT:
-    case NOSA_IO_ERROR: return 2;
-    default: return 1;
-    }
-}
-
 int main(int argc, char **argv)
 {
     struct nosa_error error = {0};
@@ -204,12 +194,14 @@ int main(int argc, char **argv)
     enum nosa_status status = nosa_run_options_parse(argc, argv, &options, &action, &error);
     if (status == NOSA_OK && action == NOSA_RUN_PRINTED)
         return 0;
+    signal(SIGPIPE, SIG_IGN);
     if (status == NOSA_OK) {
-        install_signals();
         status = run(&options, &error);
         nosa_run_options_free(&options);
     }
     if (status != NOSA_OK && error.text[0])
         fprintf(stderr, "nosa-run: %s\n", error.text);
-    return exit_code(status);
+    if (status == NOSA_CANCELLED)
+        return stop_requested == SIGTERM ? 0 : 130;
+    return nosa_status_exit_code(status);
 }

@@ -69,10 +69,11 @@ enum nosa_status nosa_run_read_prompt(const struct nosa_run_options *options,
         return encode_text(options, tokenizer, "--prompt", options->prompt, strlen(options->prompt),
                            tokens, error);
     const char *path = options->prompt_file ? options->prompt_file : options->score_file;
+    const char *source = strcmp(path, "-") == 0 ? "standard input" : path;
     char *text;
     size_t size;
-    NOSA_TRY(nosa_file_read(path, NOSA_TOKENIZER_TEXT_BYTES_MAX, &text, &size, error));
-    enum nosa_status status = encode_text(options, tokenizer, path, text, size, tokens, error);
+    NOSA_TRY(nosa_file_read_input(path, NOSA_TOKENIZER_TEXT_BYTES_MAX, &text, &size, error));
+    enum nosa_status status = encode_text(options, tokenizer, source, text, size, tokens, error);
     free(text);
     return status;
 }

@@ -24,12 +24,12 @@ void nosa_report_start(const struct nosa_run_options *options, const struct nosa
 {
     if (!has_tokenizer)
         nosa_log(NOSA_LOG_WARN, "run", "%s has no tokenizer.json; printing no text",
-                 options->model_directory);
+                 options->engine.model_directory);
     if (info->attention == NOSA_ATTENTION_NOSA && !info->config->has_eviction_head)
         nosa_log(NOSA_LOG_WARN, "run",
                  "%s has no eviction head: nosa's second cut takes the lowest blocks; infllmv2 "
                  "selects by the query alone",
-                 options->model_directory);
+                 options->engine.model_directory);
     if (options->json)
         return;
     char weights[NOSA_SIZE_TEXT_MAX], kv[NOSA_SIZE_TEXT_MAX];
@@ -117,10 +117,16 @@ static enum nosa_status print_json(json_t *object, struct nosa_error *error)
 
 static json_t *json_kv(const struct nosa_generation *generation)
 {
-    return json_pack("{s:I s:i s:i s:i s:i s:i s:i s:i s:i s:f}", "gpu_hits",
-                     (json_int_t)generation->gpu_hits, "host_hits", 0, "nvme_hits", 0,
-                     "prefetched_blocks", 0, "recomputed_blocks", 0, "corrupt_blocks", 0,
-                     "h2d_bytes", 0, "nvme_read_bytes", 0, "nvme_written_bytes", 0, "stall_s", 0.0);
+    const struct nosa_session_kv *kv = &generation->kv;
+    const struct nosa_engine_kv_traffic *traffic = &generation->traffic;
+    return json_pack(
+        "{s:I s:I s:I s:I s:I s:I s:I s:I s:I s:f}", "gpu_hits", (json_int_t)kv->first_hits,
+        "host_hits", (json_int_t)kv->host_hits, "nvme_hits", (json_int_t)kv->nvme_hits,
+        "prefetched_blocks", (json_int_t)traffic->prefetched_records, "recomputed_blocks",
+        (json_int_t)traffic->recomputed_blocks, "corrupt_blocks",
+        (json_int_t)traffic->corrupt_blocks, "h2d_bytes", (json_int_t)traffic->host_to_first_bytes,
+        "nvme_read_bytes", (json_int_t)traffic->nvme_read_bytes, "nvme_written_bytes",
+        (json_int_t)traffic->nvme_written_bytes, "stall_s", generation->stall_s);
 }
 
 enum nosa_status nosa_report_generation_json(const struct nosa_run_report *report,
@@ -136,7 +142,7 @@ enum nosa_status nosa_report_generation_json(const struct nosa_run_report *repor
                        : json_string("");
     json_t *object = json_pack(
         "{s:o s:s s:s s:o s:i s:o s:o s:o s:s s:o s:o s:o}", "model",
-        json_model(report->options->model_directory), "attention",
+        json_model(report->options->engine.model_directory), "attention",
         nosa_attention_mode_name(report->info->attention), "device", report->info->device,
         "prompt_tokens", json_ids((const uint32_t *)report->prompt->ids, report->prompt->count),
         "cached_prompt_tokens", generation->cached_prompt_tokens, "tokens",

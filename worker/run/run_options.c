@@ -8,16 +8,7 @@
 
 #include "base/log.h"
 
-static const char *const attention_choices[] = {"full", "infllmv2", "nosa", NULL};
-
-#define NO_TIERS "this build keeps KV in the first tier only"
-
 static const struct nosa_flag flag_table[] = {
-    {.name = "model",
-     .kind = NOSA_FLAG_STRING,
-     .value_name = "DIR",
-     .group = "Input",
-     .help = "Hugging Face directory of the model"},
     {.name = "prompt",
      .kind = NOSA_FLAG_STRING,
      .value_name = "TEXT",
@@ -27,7 +18,7 @@ static const struct nosa_flag flag_table[] = {
      .kind = NOSA_FLAG_STRING,
      .value_name = "FILE",
      .group = "Input",
-     .help = "file with the text to continue, UTF-8"},
+     .help = "file with the text to continue, UTF-8; - is standard input"},
     {.name = "prompt-tokens",
      .kind = NOSA_FLAG_STRING,
      .value_name = "IDS",
@@ -37,7 +28,7 @@ static const struct nosa_flag flag_table[] = {
      .kind = NOSA_FLAG_STRING,
      .value_name = "FILE",
      .group = "Input",
-     .help = "instead of a prompt: print the log-likelihood of this text"},
+     .help = "instead of a prompt: print the log-likelihood of this text; - is standard input"},
     {.name = "chat",
      .kind = NOSA_FLAG_BOOL,
      .group = "Input",
@@ -102,76 +93,6 @@ static const struct nosa_flag flag_table[] = {
      .group = "Generation",
      .help = "go on past end tokens"},
 
-    {.name = "attention",
-     .kind = NOSA_FLAG_CHOICE,
-     .choices = attention_choices,
-     .group = "Engine",
-     .help = "default: nosa with an eviction head, else full"},
-    {.name = "device",
-     .kind = NOSA_FLAG_STRING,
-     .value_name = "DEVICE",
-     .default_text = "auto",
-     .group = "Engine",
-     .help = "auto, cpu, cuda or cuda:0,1"},
-    {.name = "tp",
-     .kind = NOSA_FLAG_INT32,
-     .value_name = "N",
-     .default_text = "1",
-     .range.integer = {1, 1024},
-     .group = "Engine",
-     .help = "tensor-parallel ranks"},
-    {.name = "threads",
-     .kind = NOSA_FLAG_INT32,
-     .value_name = "N",
-     .range.integer = {1, 1024},
-     .group = "Engine",
-     .help = "threads of the CPU backend; default: the cores of this process"},
-    {.name = "prefill-chunk",
-     .kind = NOSA_FLAG_INT32,
-     .value_name = "N",
-     .default_text = "512",
-     .range.integer = {1, 65536},
-     .group = "Engine",
-     .help = "prompt tokens computed in one step"},
-    {.name = "max-context",
-     .kind = NOSA_FLAG_INT32,
-     .value_name = "N",
-     .range.integer = {1, INT32_MAX},
-     .group = "Engine",
-     .help = "tokens of prompt and answer together; default: what the run needs, at most the "
-             "model's positions"},
-    {.name = "deterministic",
-     .kind = NOSA_FLAG_BOOL,
-     .group = "Engine",
-     .help = "fix every order of summation; the CPU backend always does"},
-
-    {.name = "gpu-kv-bytes",
-     .kind = NOSA_FLAG_SIZE,
-     .value_name = "SIZE",
-     .default_text = "auto",
-     .group = "KV cache",
-     .help = "first tier, for each rank; on the CPU backend its fast arena"},
-    {.name = "host-kv-bytes",
-     .kind = NOSA_FLAG_SIZE,
-     .value_name = "SIZE",
-     .default_text = "auto",
-     .group = "KV cache",
-     .help = "second tier, pinned host memory",
-     .unavailable = NO_TIERS},
-    {.name = "nvme-dir",
-     .kind = NOSA_FLAG_STRING,
-     .value_name = "DIR",
-     .group = "KV cache",
-     .help = "third tier's directory",
-     .unavailable = NO_TIERS},
-    {.name = "nvme-kv-bytes",
-     .kind = NOSA_FLAG_SIZE,
-     .value_name = "SIZE",
-     .default_text = "auto",
-     .group = "KV cache",
-     .help = "third tier's size",
-     .unavailable = NO_TIERS},
-
     {.name = "json",
      .kind = NOSA_FLAG_BOOL,
      .group = "Output",
@@ -181,6 +102,17 @@ static const struct nosa_flag flag_table[] = {
      .value_name = "FILE",
      .group = "Output",
      .help = "write the logits of each token chosen as a .npy file, float32 [rows, vocab]"},
+    {.name = "trace-selection",
+     .kind = NOSA_FLAG_STRING,
+     .value_name = "FILE",
+     .group = "Output",
+     .help = "write the blocks that each layer and KV head selects, for nosa-bench policy"},
+    {.name = "trace-from",
+     .kind = NOSA_FLAG_INT32,
+     .value_name = "N",
+     .range.integer = {0, INT32_MAX},
+     .group = "Output",
+     .help = "trace every token from position N on; default: from the first generated one"},
 };
 
 /* One kind of input on the command line sets aside those that the environment names. */
@@ -205,15 +137,28 @@ static void prefer_command_line(struct nosa_run_options *options)
             *inputs[i].value = NULL;
 }
 
+static const char *const sampling_flags[] = {
+    "temperature",      "top-p", "top-k", "min-p", "repetition-penalty", "presence-penalty",
+    "frequency-penalty"};
+
+#define N_SAMPLING_FLAGS (sizeof sampling_flags / sizeof *sampling_flags)
+
+/* A text that is scored is not sampled from. What the environment says about sampling is for runs
+ * that do, and no conflict. */
+static enum nosa_status check_score(const struct nosa_run_options *options,
+                                    struct nosa_error *error)
+{
+    for (size_t i = 0; i < N_SAMPLING_FLAGS; i++)
+        if (nosa_flags_is_set(options->flags, sampling_flags[i]) &&
+            strncmp(nosa_flags_source(options->flags, sampling_flags[i]), "--", 2) == 0)
+            return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                                  "--%s goes with a prompt, not with --score", sampling_flags[i]);
+    return NOSA_OK;
+}
+
 static enum nosa_status check_input(const struct nosa_run_options *options,
                                     struct nosa_error *error)
 {
-    if (!options->model_directory)
-        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "--model is missing");
-    if (options->model_directory[0] == '\0')
-        return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
-                              "%s is empty; it names the directory that holds config.json",
-                              nosa_flags_source(options->flags, "model"));
     int inputs = (options->prompt != NULL) + (options->prompt_file != NULL) +
                  (options->prompt_tokens != NULL) + (options->score_file != NULL);
     if (inputs != 1)
@@ -227,29 +172,20 @@ static enum nosa_status check_input(const struct nosa_run_options *options,
     if (options->score_file && options->dump_logits)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
                               "--dump-logits goes with a prompt, not with --score");
-    return NOSA_OK;
+    return options->score_file ? check_score(options, error) : NOSA_OK;
 }
 
-/* "cpu", "auto", "cuda", "cuda:N[,N...]" */
-static enum nosa_status check_device(const char *device, struct nosa_error *error)
+static enum nosa_status check_trace(const struct nosa_run_options *options,
+                                    struct nosa_error *error)
 {
-    if (strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0)
-        return NOSA_OK;
-    bool valid = strncmp(device, "cuda", 4) == 0;
-    const char *rest = device + 4;
-    if (valid && *rest == ':') {
-        do {
-            rest++;
-            size_t digits = strspn(rest, "0123456789");
-            valid = digits >= 1 && digits <= 4;
-            rest += digits;
-        } while (valid && *rest == ',');
-    }
-    if (!valid || *rest != '\0')
+    if (options->trace_from >= 0 && !options->trace_selection)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
-                              "--device '%s' is not auto, cpu, cuda or cuda:0,1", device);
-    nosa_log(NOSA_LOG_WARN, "run", "--device %s: this build has no CUDA backend; using the CPU",
-             device);
+                              "%s without --trace-selection has nothing to trace into",
+                              nosa_flags_source(options->flags, "trace-from"));
+    if (options->trace_selection && options->engine.attention == NOSA_ATTENTION_FULL)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                              "--trace-selection %s: full attention selects no blocks",
+                              options->trace_selection);
     return NOSA_OK;
 }
 
@@ -274,11 +210,8 @@ static float share(double value)
 static void read_sampling(struct nosa_run_options *out)
 {
     const struct nosa_flags *flags = out->flags;
-    static const char *const names[] = {
-        "temperature",      "top-p", "top-k", "min-p", "repetition-penalty", "presence-penalty",
-        "frequency-penalty"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        out->has_sampling = out->has_sampling || nosa_flags_is_set(flags, names[i]);
+    for (size_t i = 0; i < N_SAMPLING_FLAGS; i++)
+        out->has_sampling = out->has_sampling || nosa_flags_is_set(flags, sampling_flags[i]);
     bool filtered = nosa_flags_is_set(flags, "top-p") || nosa_flags_is_set(flags, "top-k") ||
                     nosa_flags_is_set(flags, "min-p");
     out->sampling = (struct nosa_sampling){
@@ -302,7 +235,6 @@ static void read_sampling(struct nosa_run_options *out)
 static void read_flags(struct nosa_run_options *out)
 {
     const struct nosa_flags *flags = out->flags;
-    out->model_directory = nosa_flags_string(flags, "model");
     out->prompt = nosa_flags_string(flags, "prompt");
     out->prompt_file = nosa_flags_string(flags, "prompt-file");
     out->prompt_tokens = nosa_flags_string(flags, "prompt-tokens");
@@ -311,48 +243,25 @@ static void read_flags(struct nosa_run_options *out)
     out->ignore_eos = nosa_flags_bool(flags, "ignore-eos");
     out->json = nosa_flags_bool(flags, "json");
     out->dump_logits = nosa_flags_string(flags, "dump-logits");
+    out->trace_selection = nosa_flags_string(flags, "trace-selection");
+    out->trace_from =
+        nosa_flags_is_set(flags, "trace-from") ? nosa_flags_int32(flags, "trace-from") : -1;
     out->max_tokens = nosa_flags_int32(flags, "max-tokens");
-    out->context_max = nosa_flags_int32(flags, "max-context");
-    out->prefill_chunk = nosa_flags_int32(flags, "prefill-chunk");
-    out->threads = nosa_flags_int32(flags, "threads");
-    out->tp = nosa_flags_int32(flags, "tp");
-    out->attention = nosa_flags_is_set(flags, "attention") ? nosa_flags_choice(flags, "attention")
-                                                           : NOSA_ENGINE_ATTENTION_DEFAULT;
-    uint64_t kv_bytes = nosa_flags_size(flags, "gpu-kv-bytes");
-    out->kv_bytes = kv_bytes == NOSA_FLAG_SIZE_AUTO ? 0 : kv_bytes;
     read_sampling(out);
-}
-
-static enum nosa_status check_kv_bytes(const struct nosa_run_options *options,
-                                       struct nosa_error *error)
-{
-    if (nosa_flags_size(options->flags, "gpu-kv-bytes") == 0)
-        return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
-                              "%s 0: the first tier must hold at least one sequence",
-                              nosa_flags_source(options->flags, "gpu-kv-bytes"));
-    return NOSA_OK;
-}
-
-static void say_unavailable(const struct nosa_flags *flags)
-{
-    const struct nosa_flag *flag = NULL;
-    while ((flag = nosa_flags_next_unavailable(flags, flag)) != NULL)
-        nosa_log(NOSA_LOG_WARN, "run", "%s has no effect: %s", nosa_flags_source(flags, flag->name),
-                 flag->unavailable);
 }
 
 enum nosa_status nosa_run_options_parse(int argc, char *const *argv, struct nosa_run_options *out,
                                         enum nosa_run_action *action, struct nosa_error *error)
 {
     *out = (struct nosa_run_options){0};
-    const struct nosa_flag_table tables[] = {NOSA_FLAG_TABLE(flag_table)};
+    const struct nosa_flag_table tables[] = {nosa_engine_flag_table, NOSA_FLAG_TABLE(flag_table)};
     const struct nosa_flags_program program = {
         .name = "nosa-run",
         .summary = "Runs a model on one prompt, in this process, without a network.",
         .usage = "--model DIR (--prompt TEXT | --prompt-file F | --prompt-tokens IDS | --score F) "
                  "...",
         .tables = tables,
-        .table_count = 1,
+        .table_count = 2,
     };
     NOSA_TRY(nosa_flags_parse(&out->flags, &program, argc, argv, error));
     *action = NOSA_RUN_GO;
@@ -364,16 +273,15 @@ enum nosa_status nosa_run_options_parse(int argc, char *const *argv, struct nosa
     }
     read_flags(out);
     prefer_command_line(out);
-    enum nosa_status status = check_input(out, error);
+    enum nosa_status status = nosa_engine_flags_read(out->flags, "run", &out->engine, error);
     if (status == NOSA_OK)
-        status = check_kv_bytes(out, error);
+        status = check_input(out, error);
     if (status == NOSA_OK)
-        status = check_device(nosa_flags_string(out->flags, "device"), error);
+        status = check_trace(out, error);
     if (status != NOSA_OK) {
         nosa_run_options_free(out);
         return status;
     }
-    say_unavailable(out->flags);
     return NOSA_OK;
 }
 

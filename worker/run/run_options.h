@@ -3,11 +3,11 @@
 #define NOSA_RUN_OPTIONS_H
 
 #include "base/flags.h"
-#include "engine/engine.h"
+#include "options/engine_flags.h"
 
 struct nosa_run_options {
     struct nosa_flags *flags; /* owned; the strings below are borrowed from it */
-    const char *model_directory;
+    struct nosa_engine_flags engine;
     /* exactly one of the four is set */
     const char *prompt;
     const char *prompt_file;
@@ -16,14 +16,10 @@ struct nosa_run_options {
     bool chat;
     bool ignore_eos;
     bool json;
-    const char *dump_logits; /* path or NULL */
+    const char *dump_logits;     /* path or NULL */
+    const char *trace_selection; /* path or NULL */
+    int32_t trace_from;          /* -1: from the first generated token */
     int32_t max_tokens;
-    int32_t context_max; /* 0: what the run needs */
-    int32_t prefill_chunk;
-    int32_t threads;
-    int32_t tp;
-    int attention;
-    uint64_t kv_bytes; /* 0: what the run needs */
     bool has_sampling; /* a sampling flag was given; else the model's generation_config decides */
     struct nosa_sampling sampling;
     bool seed_drawn; /* no seed was given */

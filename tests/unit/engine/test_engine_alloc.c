@@ -140,6 +140,30 @@ static void test_session_open_allocation_failures_of_a_score(void **state)
     work_close(&work);
 }
 
+static void count_row(void *context, const struct nosa_trace_row *row)
+{
+    int *rows = context;
+    *rows += row->n_blocks > 0;
+}
+
+/* The memory of traced rows and of kept rows of logits, over two ranks. */
+static void test_engine_open_allocation_failures_of_a_trace(void **state)
+{
+    (void)state;
+    struct work work;
+    int rows = 0;
+    const struct nosa_trace_sink sink = {.row = count_row, .context = &rows};
+    work_open(&work, 2, 2);
+    work.options.trace_rows_max = 200;
+    work.options.score_rows_kept = 200;
+    work.session.score = true;
+    work.session.keep_logits = false;
+    work.session.trace = &sink;
+    assert_true(nosa_alloc_fail_sweep(run_all, &work) > 200);
+    assert_true(rows >= LENGTH);
+    work_close(&work);
+}
+
 /* Every thread of ranks and pools is missing once; the engine says so. */
 static void test_engine_open_thread_failures(void **state)
 {
@@ -202,6 +226,7 @@ int main(void)
         cmocka_unit_test(test_engine_open_allocation_failures),
         cmocka_unit_test(test_engine_open_allocation_failures_of_two_ranks),
         cmocka_unit_test(test_session_open_allocation_failures_of_a_score),
+        cmocka_unit_test(test_engine_open_allocation_failures_of_a_trace),
         cmocka_unit_test(test_engine_open_thread_failures),
         cmocka_unit_test(test_engine_step_allocates_nothing),
     };
