@@ -21,6 +21,14 @@ enum nosa_status bench_limits(const struct nosa_flags *flags, struct nosa_error 
 enum nosa_status bench_kernels(const struct nosa_flags *flags, struct nosa_error *error);
 enum nosa_status bench_model(const struct nosa_flags *flags, struct nosa_error *error);
 enum nosa_status bench_context(const struct nosa_flags *flags, struct nosa_error *error);
+enum nosa_status bench_extents(const struct nosa_flags *flags, struct nosa_error *error);
+enum nosa_status bench_tiers(const struct nosa_flags *flags, struct nosa_error *error);
+enum nosa_status bench_policy(const struct nosa_flags *flags, struct nosa_error *error);
+enum nosa_status bench_quality(const struct nosa_flags *flags, struct nosa_error *error);
+
+/* The flags that only `quality` has. */
+extern const struct nosa_flag bench_quality_flags[];
+extern const size_t bench_quality_flag_count;
 
 /* ---- limits.c ---- */
 

@@ -121,6 +121,7 @@ static const struct {
 } groups[] = {
     {"matmul", kernel_bench_matmul},
     {"kv", kernel_bench_kv},
+    {"tiers", kernel_bench_tiers},
     {"rows", kernel_bench_rows},
 };
 
@@ -140,7 +141,8 @@ static enum nosa_status choose_groups(const char *only, bool wanted[N_GROUPS],
             i++;
         if (i == N_GROUPS)
             return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
-                                  "--only: '%.*s' is not matmul, kv or rows", (int)length, only);
+                                  "--only: '%.*s' is not matmul, kv, tiers or rows", (int)length,
+                                  only);
         wanted[i] = true;
         only = only[length] ? only + length + 1 : NULL;
     }

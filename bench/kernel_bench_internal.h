@@ -11,6 +11,8 @@
 
 #define KERNEL_ROWS_MAX    512
 #define KERNEL_CONTEXT_MAX 131072
+#define KERNEL_SLOTS_MAX   1024 /* of a pool of the first tier */
+#define KERNEL_POOLS_MAX   64
 
 /* Operands that count as read from memory go round so many bytes: more than any cache holds. */
 #define KERNEL_COLD_BYTES ((size_t)512 << 20)
@@ -63,9 +65,10 @@ enum nosa_status kernel_time(struct kernel_bench *bench, kernel_call call, void 
 void kernel_report_head(const struct kernel_bench *bench);
 void kernel_report(struct kernel_bench *bench, const struct kernel_result *result);
 
-/* The cases: matrix products; ops over the KV arena; norms and sampling. */
+/* The cases: matrix products; ops over the KV arena, and between its tiers; norms and sampling. */
 enum nosa_status kernel_bench_matmul(struct kernel_bench *bench, struct nosa_error *error);
 enum nosa_status kernel_bench_kv(struct kernel_bench *bench, struct nosa_error *error);
+enum nosa_status kernel_bench_tiers(struct kernel_bench *bench, struct nosa_error *error);
 enum nosa_status kernel_bench_rows(struct kernel_bench *bench, struct nosa_error *error);
 
 #endif

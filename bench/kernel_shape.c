@@ -59,6 +59,9 @@ enum nosa_status kernel_device_open(struct kernel_bench *bench, struct nosa_erro
         .topk_max = (int32_t)shape->sparse.topk,
         .vocab_max = shape->vocab,
         .windows_per_block = NOSA_BLOCK_TOKENS / (int32_t)shape->sparse.kernel_stride,
+        .kv_pools_max = KERNEL_POOLS_MAX,
+        .kv_slots_max = KERNEL_SLOTS_MAX,
+        .kv_fetch_max = KERNEL_POOLS_MAX * KERNEL_SLOTS_MAX,
     };
     size_t bytes;
     NOSA_TRY(nosa_cpu_device_create(&options, &bench->device, error));

@@ -19,7 +19,7 @@ static const struct nosa_flag flag_table[] = {
      .default_text = "5",
      .range.integer = {1, 1000},
      .group = "All",
-     .help = "rounds of which the median counts (model, context)"},
+     .help = "rounds of which the median counts (model, context, extents, tiers)"},
     {.name = "json",
      .kind = NOSA_FLAG_BOOL,
      .group = "All",
@@ -30,7 +30,7 @@ static const struct nosa_flag flag_table[] = {
      .group = "All",
      .help = "model: prefill-512, prefill-4096, decode-128, decode-4096 (after so many tokens), "
              "decode-128x8, decode-4096x8 (batch 8); kernels: matmul, kv (ops over the KV arena), "
-             "rows (norms, sampling); default: all"},
+             "tiers (ops between its tiers), rows (norms, sampling); default: all"},
     {.name = "model",
      .kind = NOSA_FLAG_STRING,
      .value_name = "DIR",
@@ -48,7 +48,7 @@ static const struct nosa_flag flag_table[] = {
      .default_text = "512",
      .range.integer = {1, 65536},
      .group = "model",
-     .help = "prompt tokens computed in one step"},
+     .help = "prompt tokens computed in one step; quality: 128 when not given"},
     {.name = "context",
      .kind = NOSA_FLAG_INT32,
      .value_name = "N",
@@ -56,54 +56,98 @@ static const struct nosa_flag flag_table[] = {
      .range.integer = {8192, 131072},
      .group = "context",
      .help = "longest context, in tokens; 131072 take 3.7 GB of memory"},
+    {.name = "points",
+     .kind = NOSA_FLAG_INT32,
+     .value_name = "N",
+     .default_text = "16",
+     .range.integer = {1, 4096},
+     .group = "policy",
+     .help = "points of the trace at which a first tier starts empty"},
+    {.name = "horizon",
+     .kind = NOSA_FLAG_INT32,
+     .value_name = "N",
+     .default_text = "64",
+     .range.integer = {1, INT32_MAX},
+     .group = "policy",
+     .help = "steps that are followed after each of them"},
+    {.name = "touch-shift",
+     .kind = NOSA_FLAG_INT32,
+     .value_name = "K",
+     .default_text = "0",
+     .range.integer = {0, 31},
+     .group = "policy",
+     .help = "recency in units of 2^K steps: uses within one count as equally recent"},
 };
 
-static const struct {
+static const struct subcommand {
     const char *name;
+    const char *takes; /* flags, each between blanks */
     enum nosa_status (*run)(const struct nosa_flags *flags, struct nosa_error *error);
 } subcommands[] = {
-    {"limits", bench_limits},
-    {"kernels", bench_kernels},
-    {"model", bench_model},
-    {"context", bench_context},
+    {"limits", " threads json ", bench_limits},
+    {"kernels", " threads json only ", bench_kernels},
+    {"model", " threads json only rounds model attention prefill-chunk ", bench_model},
+    {"context", " threads json rounds context ", bench_context},
+    {"extents", " json rounds ", bench_extents},
+    {"tiers", " threads json rounds model attention texts ", bench_tiers},
+    {"policy", " json points horizon touch-shift ", bench_policy},
+    {"quality",
+     " threads json model prefill-chunk texts modes sizes window windows documents tasks haystacks "
+     "agree-every seed ",
+     bench_quality},
 };
+
+/* What the command line asks for in vain is refused; the environment may serve several programs. */
+static enum nosa_status check_flags(const struct nosa_flags *flags,
+                                    const struct subcommand *subcommand, struct nosa_error *error)
+{
+    const size_t shared = sizeof flag_table / sizeof *flag_table;
+    for (size_t i = 0; i < shared + bench_quality_flag_count; i++) {
+        const char *name = i < shared ? flag_table[i].name : bench_quality_flags[i - shared].name;
+        char word[40];
+        snprintf(word, sizeof word, " %s ", name);
+        if (!strstr(subcommand->takes, word) && nosa_flags_is_set(flags, name) &&
+            strncmp(nosa_flags_source(flags, name), "--", 2) == 0)
+            return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "--%s means nothing to '%s'", name,
+                                  subcommand->name);
+    }
+    return NOSA_OK;
+}
 
 static enum nosa_status run(const struct nosa_flags *flags, struct nosa_error *error)
 {
     const char *name = nosa_flags_positional(flags, 0);
     if (!name)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
-                              "name what to measure: limits, kernels, model or context");
-    for (size_t i = 0; i < sizeof subcommands / sizeof *subcommands; i++)
-        if (strcmp(subcommands[i].name, name) == 0)
+                              "name what to measure: limits, kernels, model, context, extents, "
+                              "tiers, policy or quality");
+    const char *extra = nosa_flags_positional(flags, 1);
+    if (extra && strcmp(name, "policy") != 0 && strcmp(name, "extents") != 0 &&
+        strcmp(name, "tiers") != 0)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "'%s': %s takes no file", extra, name);
+    for (size_t i = 0; i < sizeof subcommands / sizeof *subcommands; i++) {
+        if (strcmp(subcommands[i].name, name) == 0) {
+            NOSA_TRY(check_flags(flags, &subcommands[i], error));
             return subcommands[i].run(flags, error);
-    return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
-                          "'%s' is not limits, kernels, model or context", name);
-}
-
-static int exit_code(enum nosa_status status)
-{
-    switch (status) {
-    case NOSA_OK: return 0;
-    case NOSA_INVALID_ARGUMENT:
-    case NOSA_NOT_FOUND:
-    case NOSA_UNSUPPORTED:
-    case NOSA_CORRUPT:
-    case NOSA_IO_ERROR: return 2;
-    default: return 1;
+        }
     }
+    return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                          "'%s' is not limits, kernels, model, context, extents, tiers, policy "
+                          "or quality",
+                          name);
 }
 
 int main(int argc, char **argv)
 {
-    const struct nosa_flag_table tables[] = {NOSA_FLAG_TABLE(flag_table)};
+    const struct nosa_flag_table tables[] = {NOSA_FLAG_TABLE(flag_table),
+                                             {bench_quality_flags, bench_quality_flag_count}};
     const struct nosa_flags_program program = {
         .name = "nosa-bench",
         .summary = "Measures the engine beside the limits of the machine.",
-        .usage = "limits|kernels|model|context [flags]",
+        .usage = "limits|kernels|model|context|extents DIR|tiers DIR|policy FILE|quality [flags]",
         .tables = tables,
-        .table_count = 1,
-        .positional_max = 1,
+        .table_count = 2,
+        .positional_max = 2,
     };
     struct nosa_error error = {0};
     struct nosa_flags *flags;
@@ -115,5 +159,5 @@ int main(int argc, char **argv)
     nosa_flags_free(flags);
     if (status != NOSA_OK)
         fprintf(stderr, "nosa-bench: %s\n", error.text);
-    return exit_code(status);
+    return nosa_status_exit_code(status);
 }
