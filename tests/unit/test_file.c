@@ -94,7 +94,6 @@ static void check_both(const char *path, enum nosa_status status, const char *te
     assert_int_equal(nosa_file_map_open(&map, path, &error), status);
     assert_null(map.data);
     assert_non_null(strstr(error.text, text));
-    assert_false(nosa_file_exists(path));
 }
 
 static void test_open_not_a_file(void **state)
@@ -127,7 +126,6 @@ static void test_map_whole(void **state)
     assert_int_equal(nosa_file_map_open(&map, path, NULL), NOSA_OK);
     assert_int_equal(map.size, 6);
     assert_memory_equal(map.data, "mapped", 6);
-    assert_true(nosa_file_exists(path));
     nosa_file_map_close(&map);
     assert_null(map.data);
     nosa_file_map_close(&map);
@@ -138,12 +136,94 @@ static void test_map_whole(void **state)
     nosa_file_map_close(&map);
 }
 
+/* A pipe that holds `size` bytes and then ends; its path under /dev/fd is in `name`. */
+static int make_pipe(const char *bytes, size_t size, char name[32])
+{
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(write(ends[1], bytes, size), size);
+    close(ends[1]);
+    snprintf(name, 32, "/dev/fd/%d", ends[0]);
+    return ends[0];
+}
+
+static void test_read_input_of_a_pipe(void **state)
+{
+    (void)state;
+    char *data;
+    size_t size;
+    char name[32];
+    struct nosa_error error = {0};
+    int descriptor = make_pipe("piped", 5, name);
+    assert_int_equal(nosa_file_read_input(name, 5, &data, &size, NULL), NOSA_OK);
+    assert_int_equal(size, 5);
+    assert_string_equal(data, "piped");
+    free(data);
+    close(descriptor);
+    descriptor = make_pipe("piped", 5, name);
+    assert_int_equal(nosa_file_read_input(name, 4, &data, &size, &error), NOSA_INVALID_ARGUMENT);
+    assert_null(data);
+    assert_non_null(strstr(error.text, "more than the 4 bytes allowed"));
+    close(descriptor);
+    descriptor = make_pipe("", 0, name);
+    assert_int_equal(nosa_file_read_input(name, 4, &data, &size, NULL), NOSA_OK);
+    assert_int_equal(size, 0);
+    assert_string_equal(data, "");
+    free(data);
+    close(descriptor);
+    assert_int_equal(nosa_file_read_input("/dev/zero", 1 << 20, &data, &size, NULL),
+                     NOSA_INVALID_ARGUMENT);
+}
+
+static void test_read_input_of_standard_input(void **state)
+{
+    (void)state;
+    char *data;
+    size_t size;
+    char name[32];
+    int kept = dup(STDIN_FILENO);
+    int descriptor = make_pipe("typed", 5, name);
+    assert_true(dup2(descriptor, STDIN_FILENO) >= 0);
+    assert_int_equal(nosa_file_read_input("-", 100, &data, &size, NULL), NOSA_OK);
+    assert_int_equal(size, 5);
+    assert_string_equal(data, "typed");
+    free(data);
+    close(descriptor);
+    close(STDIN_FILENO);
+    assert_int_equal(nosa_file_read_input("-", 100, &data, &size, NULL), NOSA_IO_ERROR);
+    if (kept >= 0) {
+        dup2(kept, STDIN_FILENO);
+        close(kept);
+    }
+}
+
+static void test_read_input_of_files(void **state)
+{
+    (void)state;
+    char *data;
+    size_t size;
+    const char *path = write_file("some", "abc", 3);
+    assert_int_equal(nosa_file_read_input(path, 3, &data, &size, NULL), NOSA_OK);
+    assert_string_equal(data, "abc");
+    free(data);
+    assert_int_equal(nosa_file_read_input(path, 2, &data, &size, NULL), NOSA_INVALID_ARGUMENT);
+    assert_int_equal(nosa_file_read_input(folder, 9, &data, &size, NULL), NOSA_INVALID_ARGUMENT);
+    assert_int_equal(nosa_file_read_input(path_of("absent"), 9, &data, &size, NULL),
+                     NOSA_NOT_FOUND);
+    assert_null(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_read_whole),      cmocka_unit_test(test_read_limit),
-        cmocka_unit_test(test_open_not_a_file), cmocka_unit_test(test_open_not_allowed),
+        cmocka_unit_test(test_read_whole),
+        cmocka_unit_test(test_read_limit),
+        cmocka_unit_test(test_open_not_a_file),
+        cmocka_unit_test(test_open_not_allowed),
         cmocka_unit_test(test_map_whole),
+        cmocka_unit_test(test_read_input_of_a_pipe),
+        cmocka_unit_test(test_read_input_of_standard_input),
+        cmocka_unit_test(test_read_input_of_files),
     };
     return cmocka_run_group_tests_name("file", tests, make_folder, remove_folder);
 }

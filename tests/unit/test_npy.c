@@ -100,13 +100,34 @@ static void test_npy_disk_full(void **state)
     assert_non_null(strstr(error.text, "No space left"));
 }
 
+static void test_npy_check_changes_nothing(void **state)
+{
+    (void)state;
+    char absent[64];
+    struct nosa_error error = {0};
+    FILE *file = fopen(path, "wb");
+    assert_non_null(file);
+    assert_int_equal(fwrite("kept", 1, 4, file), 4);
+    fclose(file);
+    assert_int_equal(nosa_npy_check(path, NULL), NOSA_OK);
+    size_t size;
+    char *data = read_file(&size);
+    assert_int_equal(size, 4);
+    free(data);
+    snprintf(absent, sizeof absent, "%s-absent", path);
+    assert_int_equal(nosa_npy_check(absent, NULL), NOSA_OK);
+    assert_int_equal(access(absent, F_OK), -1);
+    assert_int_equal(nosa_npy_check("/nonexistent/x.npy", &error), NOSA_INVALID_ARGUMENT);
+    assert_non_null(strstr(error.text, "/nonexistent/x.npy: cannot create"));
+    assert_int_equal(nosa_npy_check("/tmp", NULL), NOSA_INVALID_ARGUMENT);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_npy_rows_and_header),
-        cmocka_unit_test(test_npy_no_rows),
-        cmocka_unit_test(test_npy_open_bad_path),
-        cmocka_unit_test(test_npy_disk_full),
+        cmocka_unit_test(test_npy_rows_and_header),       cmocka_unit_test(test_npy_no_rows),
+        cmocka_unit_test(test_npy_open_bad_path),         cmocka_unit_test(test_npy_disk_full),
+        cmocka_unit_test(test_npy_check_changes_nothing),
     };
     return cmocka_run_group_tests_name("npy", tests, make_file, remove_file);
 }

@@ -73,6 +73,17 @@ static void test_status_name_all(void **state)
     assert_string_equal(nosa_status_name((enum nosa_status)99), "UNKNOWN");
 }
 
+static void test_status_exit_code_tells_whose_fault(void **state)
+{
+    (void)state;
+    assert_int_equal(nosa_status_exit_code(NOSA_OK), 0);
+    assert_int_equal(nosa_status_exit_code(NOSA_INVALID_ARGUMENT), 2);
+    assert_int_equal(nosa_status_exit_code(NOSA_NOT_FOUND), 2);
+    assert_int_equal(nosa_status_exit_code(NOSA_IO_ERROR), 2);
+    assert_int_equal(nosa_status_exit_code(NOSA_OUT_OF_MEMORY), 1);
+    assert_int_equal(nosa_status_exit_code(NOSA_INTERNAL), 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -82,6 +93,7 @@ int main(void)
         cmocka_unit_test(test_error_set_long_is_cut),
         cmocka_unit_test(test_error_prefix_names_outer),
         cmocka_unit_test(test_status_name_all),
+        cmocka_unit_test(test_status_exit_code_tells_whose_fault),
     };
     return cmocka_run_group_tests_name("status", tests, NULL, NULL);
 }
