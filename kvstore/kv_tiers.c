@@ -343,11 +343,32 @@ void nosa_kv_tiers_completed(struct nosa_kv_sequence *sequence, int32_t index)
     }
 }
 
+/* Blocks that are only cached hold images too. Without another place for what runs, the one that
+ * was used longest ago gives its id up, and so its image. */
+static bool give_up_cached(struct nosa_kv_store *store)
+{
+    const struct nosa_kv_tiers *tiers = &store->tiers;
+    const struct nosa_block_pool *pool = &store->cache.pool;
+    int32_t block = nosa_block_pool_oldest(pool);
+    while (tiers->tight && block != NOSA_BLOCK_NONE) {
+        int32_t next = pool->newer[block], image = tiers->image[block];
+        if (image != NOSA_KV_IMAGE_NONE && !tiers->loading[block] &&
+            tiers->pool.images[image].state == NOSA_IMAGE_HELD) {
+            nosa_prefix_cache_evict(&store->cache, block);
+            if (nosa_image_pool_available(&tiers->pool) > 0)
+                return true;
+        }
+        block = next;
+    }
+    return false;
+}
+
 /* Has the step save the block, if there is an image for it. */
 static bool save(struct nosa_kv_store *store, int32_t block, struct nosa_kv_moves *moves)
 {
     struct nosa_kv_tiers *tiers = &store->tiers;
-    if (nosa_image_pool_available(&tiers->pool) == 0 && !nosa_kv_nvme_demote(store))
+    if (nosa_image_pool_available(&tiers->pool) == 0 && !nosa_kv_nvme_demote(store) &&
+        !give_up_cached(store))
         return false;
     int32_t image = nosa_image_pool_take(&tiers->pool, block, NOSA_IMAGE_SAVING);
     tiers->image[block] = image;
