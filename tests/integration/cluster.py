@@ -46,9 +46,7 @@ class Coordinator:
         self.heartbeat_ms = heartbeat_ms
         self.drain = drain
         self.epoch = time.time_ns()
-        self.server = grpc.server(
-            futures.ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)]
-        )
+        self.server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         handlers = {}
         for name, handler in (
             ("Join", self.join),

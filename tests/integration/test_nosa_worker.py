@@ -23,6 +23,9 @@ from program import Checkpoint, run_json
 
 MODEL = "kv4_group4_d16_r1_yarn"
 READY, DRAINING, DRAINED = 2, 3, 4
+CONTEXT = 65536
+ENDLESS = 60000
+"""Tokens that take seconds, whatever the machine."""
 Code = grpc.StatusCode
 
 
@@ -40,7 +43,9 @@ class Case(unittest.TestCase):
     def setUpClass(cls) -> None:
         """Makes the checkpoint."""
         cls.folder = tempfile.TemporaryDirectory()
-        cls.model = Checkpoint(Path(cls.folder.name), MODEL).path
+        checkpoint = Checkpoint(Path(cls.folder.name), MODEL)
+        checkpoint.config(max_position_embeddings=CONTEXT)
+        cls.model = checkpoint.path
 
     @classmethod
     def tearDownClass(cls) -> None:
@@ -63,9 +68,7 @@ class Case(unittest.TestCase):
 
     def run_one(self, *arguments: Any, timeout: float | None = None, **fields: Any) -> Stream:
         """Starts a generation."""
-        return Stream(
-            self.service.Run(self.worker.request(*arguments, **fields), timeout=timeout)
-        )
+        return Stream(self.service.Run(self.worker.request(*arguments, **fields), timeout=timeout))
 
     def quiet(self) -> None:
         """Waits until the worker holds nothing."""
@@ -178,6 +181,54 @@ class Generation(Case):
         self.quiet()
 
 
+class Tiers(unittest.TestCase):
+    """Many streams over tiers that are too small for them."""
+
+    def generate(self, model: Path, *arguments: Any) -> list[list[int]]:
+        """The tokens of 24 streams on a worker of its own, which then ends well."""
+        coordinator = Coordinator()
+        self.addCleanup(coordinator.stop)
+        with Worker(
+            model, "--coordinator", coordinator.address, "--max-context", 1500,
+            "--max-batch", 8, "--prefill-chunk", 128, *arguments,
+        ) as worker:  # fmt: skip
+            rpc.eventually(lambda: coordinator.joins, "joined", cluster.PATIENCE_S)
+            worker.identify(coordinator.joins[0])
+            with worker.channel() as channel:
+                service = rpc.Service(channel, cluster.SERVICE)
+                streams = []
+                for i in range(24):
+                    sampling = SAMPLING(temperature=i % 2, seed=i + 1)
+                    request = worker.request(
+                        prompt(i, 200 + 50 * (i % 16)),
+                        100,
+                        ignore_eos=True,
+                        priority=i % 3,
+                        sampling=sampling,
+                    )
+                    streams.append(Stream(service.Run(request)))
+                for stream in streams:
+                    self.assertEqual(stream.wait().code, Code.OK, stream.details)
+                rpc.eventually(worker.is_quiet, "everything is given back", cluster.PATIENCE_S)
+            self.assertEqual(worker.stop(), 0)
+        return [stream.tokens for stream in streams]
+
+    def test_tight_tiers_change_no_token(self) -> None:
+        """The same with room for all, and with each tier short of it."""
+        with tempfile.TemporaryDirectory() as folder:
+            model = Checkpoint(Path(folder), MODEL).path
+            nvme = Path(folder) / "nvme"
+            nvme.mkdir()
+            whole = self.generate(model)
+            for arguments in (
+                ("--gpu-kv-bytes", "2M", "--host-kv-bytes", "32M"),
+                ("--gpu-kv-bytes", "3M", "--host-kv-bytes", "3M", "--nvme-dir", nvme),
+                ("--gpu-kv-bytes", "3M", "--host-kv-bytes", "3M", "--nvme-dir", nvme),
+                ("--gpu-kv-bytes", "2M", "--host-kv-bytes", "0"),
+            ):
+                self.assertEqual(self.generate(model, *arguments), whole, str(arguments))
+
+
 class Ends(Case):
     """How generations end early."""
 
@@ -185,7 +236,7 @@ class Ends(Case):
 
     def long(self, seed: int = 5, **fields: Any) -> Stream:
         """One that takes a while and has begun."""
-        stream = self.run_one(prompt(seed), 4000, ignore_eos=True, **fields)
+        stream = self.run_one(prompt(seed), ENDLESS, ignore_eos=True, **fields)
         stream.arrived.get(timeout=cluster.PATIENCE_S)
         return stream
 
@@ -195,7 +246,7 @@ class Ends(Case):
         stream.call.cancel()
         self.assertEqual(stream.wait().code, Code.CANCELLED)
         self.quiet()
-        late = self.run_one(prompt(6), 4000, ignore_eos=True, timeout=0.5).wait()
+        late = self.run_one(prompt(6), ENDLESS, ignore_eos=True, timeout=0.2).wait()
         self.assertEqual(late.code, Code.DEADLINE_EXCEEDED)
         self.quiet()
         stream = self.long(request_id="mine")
@@ -213,7 +264,7 @@ class Ends(Case):
         channel = self.worker.channel()
         stream = Stream(
             rpc.Service(channel, cluster.SERVICE).Run(
-                self.worker.request(prompt(7), 4000, ignore_eos=True)
+                self.worker.request(prompt(7), ENDLESS, ignore_eos=True)
             )
         )
         stream.arrived.get(timeout=cluster.PATIENCE_S)
@@ -225,7 +276,7 @@ class Ends(Case):
     def test_overload_is_refused_at_once(self) -> None:
         """Batch and queue full: RESOURCE_EXHAUSTED; whatever is inside goes on."""
         inside = [self.long(i) for i in range(2)]
-        inside += [self.run_one(prompt(i), 4000, ignore_eos=True) for i in range(3)]
+        inside += [self.run_one(prompt(i), ENDLESS, ignore_eos=True) for i in range(3)]
         listing = rpc.message("nosa.cluster.v1.ListRunsRequest")()
         rpc.eventually(lambda: len(self.service.ListRuns(listing).runs) == 5, "five inside", 20)
         start = time.monotonic()
@@ -268,6 +319,8 @@ class Ends(Case):
 
 class Life(Case):
     """The worker among coordinators."""
+
+    arguments = ("--max-batch", 4)
 
     def test_join_says_who_it_is(self) -> None:
         """Card, capacity, files."""
@@ -315,7 +368,7 @@ class Life(Case):
 
     def test_drain_and_resume(self) -> None:
         """No new work, then work again; past its time a stream is let go."""
-        stream = self.run_one(prompt(13), 7000, ignore_eos=True)
+        stream = self.run_one(prompt(13), ENDLESS, ignore_eos=True)
         stream.arrived.get(timeout=cluster.PATIENCE_S)
         drain = rpc.message("nosa.cluster.v1.DrainWorkerRequest")
         resume = rpc.message("nosa.cluster.v1.ResumeWorkerRequest")
@@ -323,14 +376,20 @@ class Life(Case):
         self.assertEqual(state.state, DRAINING)
         self.assertEqual(self.run_one(prompt(13), 5).wait().code, Code.ABORTED)
         self.assertEqual(stream.wait().code, Code.ABORTED)
-        rpc.eventually(
-            lambda: self.coordinator.heartbeats[-1].state == DRAINED, "DRAINED", 20
-        )
+        rpc.eventually(lambda: self.coordinator.heartbeats[-1].state == DRAINED, "DRAINED", 20)
         self.assertEqual(self.worker.get("readyz")[0], 503)
         self.assertEqual(self.worker.get("healthz")[0], 200)
         state = self.service.ResumeWorker(resume(incarnation=self.worker.incarnation))
         self.assertEqual(state.state, READY)
         self.assertEqual(self.run_one(prompt(13), 5, ignore_eos=True).wait().code, Code.OK)
+
+    def test_unresolvable_coordinator_is_named_once(self) -> None:
+        """One line, and the worker serves all the same."""
+        with Worker(self.model, "--coordinator", "no-such-host.invalid:1") as worker:
+            worker.find(r"(no-such-host\.invalid)")
+            self.assertEqual(worker.get("readyz")[0], 200)
+            self.assertEqual(worker.stop(), 0)
+            self.assertEqual(sum("no-such-host" in line for line in worker.lines), 1)
 
     def test_sigterm_finishes_what_runs(self) -> None:
         """Exit 0, whole streams, a goodbye."""
@@ -342,7 +401,7 @@ class Life(Case):
 
     def test_newer_start_fences_the_worker(self) -> None:
         """ABORTED to a heartbeat: streams are let go, it ends and does not join again."""
-        stream = self.run_one(prompt(15), 7000, ignore_eos=True)
+        stream = self.run_one(prompt(15), ENDLESS, ignore_eos=True)
         stream.arrived.get(timeout=cluster.PATIENCE_S)
         self.coordinator.abort = Code.ABORTED
         self.assertEqual(stream.wait().code, Code.ABORTED)
@@ -351,7 +410,7 @@ class Life(Case):
 
     def test_killed_worker_ends_streams(self) -> None:
         """SIGKILL: the client sees it at once."""
-        stream = self.run_one(prompt(16), 7000, ignore_eos=True)
+        stream = self.run_one(prompt(16), ENDLESS, ignore_eos=True)
         stream.arrived.get(timeout=cluster.PATIENCE_S)
         self.worker.process.send_signal(signal.SIGKILL)
         self.assertEqual(stream.wait().code, Code.UNAVAILABLE)

@@ -11,6 +11,9 @@
 /* Between publishings of the runs' states while steps are computed. */
 #define STATES_NS (20 * NOSA_NS_PER_MS)
 
+/* Running requests that get no step for so long cannot go on together. */
+#define STALL_NS (10 * NOSA_NS_PER_S)
+
 #define READER_TOKENS_MAX NOSA_RUN_TOKENS_WAITING_MAX
 
 /* ---- words ------------------------------------------------------------------------------------
@@ -245,6 +248,31 @@ static void wait_for_input(struct nosa_loop *loop, uint64_t due_ns)
         take_input(loop, &input);
 }
 
+/* Requests that run and get no blocks for their next tokens, however long they wait: the tiers are
+ * smaller than was counted on. Better one of them ends with a clear word than all wait. */
+static void break_stall(struct nosa_loop *loop)
+{
+    struct nosa_run *last = NULL;
+    struct nosa_error error = {0};
+    uint64_t now_ns = nosa_monotonic_ns();
+    if (loop->now.scheduler.running == 0 || loop->n_loading > 0)
+        loop->progress_ns = now_ns;
+    if (now_ns - loop->progress_ns < STALL_NS)
+        return;
+    loop->progress_ns = now_ns;
+    for (int32_t i = 0; i < loop->n_open; i++)
+        if (loop->open[i]->engine.session &&
+            (!last || loop->open[i]->arrival_ns > last->arrival_ns))
+            last = loop->open[i];
+    if (!last)
+        return;
+    nosa_error_set(&error, NOSA_RESOURCE_EXHAUSTED,
+                   "the KV tiers have no room for its next tokens beside %d others",
+                   loop->n_open - 1);
+    nosa_log(NOSA_LOG_WARN, "worker", "request %s ends: %s", last->id, error.text);
+    nosa_loop_fail(loop, last, &error);
+}
+
 static void *run_thread(void *context)
 {
     struct nosa_loop *loop = context;
@@ -256,9 +284,12 @@ static void *run_thread(void *context)
         int32_t n_actions = nosa_loop_arrange(loop);
         bool worked = nosa_loop_step(loop) || n_actions > 0;
         publish(loop, !worked);
-        if (worked)
+        if (worked) {
+            loop->progress_ns = nosa_monotonic_ns();
             continue;
+        }
         poll_engine(loop);
+        break_stall(loop);
         wait_for_input(loop, due_ns);
     }
     return NULL;

@@ -38,6 +38,7 @@ struct nosa_loop {
     int32_t n_loading;        /* of them, whose prefix is being read */
     int32_t suspended_blocks; /* that suspended ones have below */
     int32_t steps_refused;    /* one after the other */
+    uint64_t progress_ns;     /* of the last step or action */
     bool broken;
     struct nosa_step_item *items;          /* owned: [batch_max], as the next */
     struct nosa_scheduler_result *results; /* owned */
