@@ -622,7 +622,7 @@ bool nosa_kv_store_has_moves(const struct nosa_kv_store *store)
     return tiers->n_loads > 0 ||
            (tiers->unsaved.count > 0 &&
             (nosa_image_pool_available(&tiers->pool) > 0 ||
-             (tiers->tight && nosa_block_pool_oldest(&store->cache.pool) != NOSA_BLOCK_NONE) ||
+             nosa_kv_tiers_spare(store) != NOSA_BLOCK_NONE ||
              (tiers->tight && tiers->nvme.extents && least_image(store) != NOSA_KV_IMAGE_NONE)));
 }
 

@@ -149,6 +149,9 @@ int32_t nosa_kv_tiers_take(struct nosa_kv_store *store);
 
 /* The block's bytes are safe in its image: its records may be given up. */
 void nosa_kv_tiers_unlock(struct nosa_kv_store *store, int32_t block);
+/* In a tight first tier: the block used longest ago of those that are only cached and whose image
+ * others may have, or NOSA_BLOCK_NONE. O(cached blocks). */
+int32_t nosa_kv_tiers_spare(const struct nosa_kv_store *store);
 /* The block has slots for ever and needs its HELD image no more; nothing in a tight first tier,
  * while the image is pinned, or while a step still has to load it. */
 void nosa_kv_tiers_detach(struct nosa_kv_store *store, int32_t image);

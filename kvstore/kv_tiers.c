@@ -343,24 +343,30 @@ void nosa_kv_tiers_completed(struct nosa_kv_sequence *sequence, int32_t index)
     }
 }
 
-/* Blocks that are only cached hold images too. Without another place for what runs, the one that
- * was used longest ago gives its id up, and so its image. */
-static bool give_up_cached(struct nosa_kv_store *store)
+int32_t nosa_kv_tiers_spare(const struct nosa_kv_store *store)
 {
     const struct nosa_kv_tiers *tiers = &store->tiers;
     const struct nosa_block_pool *pool = &store->cache.pool;
-    int32_t block = nosa_block_pool_oldest(pool);
-    while (tiers->tight && block != NOSA_BLOCK_NONE) {
-        int32_t next = pool->newer[block], image = tiers->image[block];
+    int32_t block = tiers->tight ? nosa_block_pool_oldest(pool) : NOSA_BLOCK_NONE;
+    for (; block != NOSA_BLOCK_NONE; block = pool->newer[block]) {
+        int32_t image = tiers->image[block];
         if (image != NOSA_KV_IMAGE_NONE && !tiers->loading[block] &&
-            tiers->pool.images[image].state == NOSA_IMAGE_HELD) {
-            nosa_prefix_cache_evict(&store->cache, block);
-            if (nosa_image_pool_available(&tiers->pool) > 0)
-                return true;
-        }
-        block = next;
+            tiers->pool.images[image].state == NOSA_IMAGE_HELD &&
+            tiers->pool.images[image].pins == 0)
+            return block;
     }
-    return false;
+    return NOSA_BLOCK_NONE;
+}
+
+/* Blocks that are only cached hold images too: without another place for what runs, the one used
+ * longest ago gives its id up, and so its image. */
+static bool give_up_cached(struct nosa_kv_store *store)
+{
+    int32_t block = nosa_kv_tiers_spare(store);
+    if (block == NOSA_BLOCK_NONE)
+        return false;
+    nosa_prefix_cache_evict(&store->cache, block);
+    return true;
 }
 
 /* Has the step save the block, if there is an image for it. */

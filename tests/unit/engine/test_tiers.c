@@ -262,6 +262,26 @@ static void test_engine_step_same_bits_in_a_batch_of_few_slots(void **state)
     }
 }
 
+/* A host tier that one session fills: what is only cached gives way to the next one. */
+static void test_engine_step_goes_on_where_cached_blocks_hold_every_image(void **state)
+{
+    const struct fixture *fixture = *state;
+    struct setting setting = {.mode = NOSA_ATTENTION_NOSA, .tp = 1, .sessions_max = 2};
+    float expected[2][VOCAB], got[VOCAB];
+    struct nosa_engine *engine = open_engine(fixture, &setting);
+    for (int i = 0; i < 2; i++)
+        logits_after(engine, fixture->tokens + i, LENGTH - i, ROWS, i, expected[i]);
+    nosa_engine_close(engine);
+    setting.slots = least_slots(setting.mode);
+    setting.images = CONTEXT_BLOCKS - 3; /* three blocks may stay in the first tier alone */
+    engine = open_engine(fixture, &setting);
+    for (int i = 0; i < 4; i++) {
+        logits_after(engine, fixture->tokens + i % 2, LENGTH - i % 2, ROWS, i % 2, got);
+        assert_memory_equal(got, expected[i % 2], sizeof got);
+    }
+    nosa_engine_close(engine);
+}
+
 /* What the counters say: hits add up to what attention reads, and a resumed session finds what was
  * brought up for it. */
 static void test_session_kv_counts_every_record(void **state)
@@ -429,6 +449,7 @@ int main(void)
         cmocka_unit_test(test_engine_step_same_bits_for_any_first_tier),
         cmocka_unit_test(test_session_suspend_and_resume_change_no_bit),
         cmocka_unit_test(test_engine_step_same_bits_in_a_batch_of_few_slots),
+        cmocka_unit_test(test_engine_step_goes_on_where_cached_blocks_hold_every_image),
         cmocka_unit_test(test_session_kv_counts_every_record),
         cmocka_unit_test(test_engine_open_finds_prefixes_on_nvme),
         cmocka_unit_test(test_engine_step_reads_nvme_for_a_sequence_larger_than_memory),
