@@ -92,10 +92,12 @@ struct nosa_extent_store_options {
  * allocated at once. Reads the headers of all extents; a larger or smaller `bytes` than last time
  * keeps the extents that still have a place. Another geometry: the file is laid out anew. Blocks.
  * *out is NULL on failure. One line that names the thing:
- *   INVALID_ARGUMENT   directory is a file, not writable, or `bytes` past the free space or too
- * small for one extent; the file is not a KV store's; geometry out of bounds UNAVAILABLE another
- * process has it open UNSUPPORTED        written by a newer version; or the method named is refused
- * here IO_ERROR, DEADLINE_EXCEEDED (the device does not answer), OUT_OF_MEMORY
+ *
+ *   - INVALID_ARGUMENT: the directory is a file or not writable; `bytes` is past the free space or
+ *     too small for one extent; the file is not a KV store's; geometry out of bounds
+ *   - UNAVAILABLE: another process has it open
+ *   - UNSUPPORTED: written by a newer version, or the method named is refused here
+ *   - IO_ERROR, DEADLINE_EXCEEDED (the device does not answer), OUT_OF_MEMORY
  */
 enum nosa_status nosa_extent_store_open(const struct nosa_extent_store_options *options,
                                         struct nosa_extent_store **out, struct nosa_error *error);
@@ -162,10 +164,13 @@ void nosa_extent_store_forget(struct nosa_extent_store *store, struct nosa_exten
 /*
  * Each accepts a request and returns NOSA_OK, and exactly one completion with its token comes
  * through poll (and a RELEASED one later if the first has buffer_held). Anything else: not
- * accepted. UNAVAILABLE          requests_max are under way; poll, then try again NOT_FOUND (reads)
- * the handle is stale RESOURCE_EXHAUSTED   (write) the day's budget is spent, or every extent is
- * pinned or in use Buffers are 4096-aligned; those inside the pool move without a copy of page
- * tables.
+ * accepted.
+ *
+ *   - UNAVAILABLE: requests_max are under way; poll, then try again
+ *   - NOT_FOUND (reads): the handle is stale
+ *   - RESOURCE_EXHAUSTED (write): the day's budget is spent, or every extent is pinned or in use
+ *
+ * Buffers are 4096-aligned; those inside the pool move without a copy of page tables.
  */
 
 /* The whole image into `image` (nosa_extent_image_bytes). */

@@ -3,12 +3,12 @@
 #
 #     scripts/fuzz.sh [--jobs N] [--build DIR] [LIMIT [TARGET ...]]
 #
-# LIMIT is seconds for each target, or executions: 10000000x (default: 60 seconds). TARGET is config, message,
-# safetensors, tokenizer or tokenizer_text (default: all). A target runs as N processes that find one
-# another's inputs in a shared corpus (default: one for each core). DIR is the build folder (default:
-# build-fuzz); inputs that reach new code go to DIR/corpus/TARGET, those that fail to DIR/failures,
-# what libFuzzer says to DIR/logs. Prints one line for each target with its executions, the edges
-# that it covers and its failures; exits with 1 when there is one.
+# LIMIT is seconds for each target, or executions: 10000000x (default: 60 seconds). TARGET is
+# config, message, safetensors, tokenizer or tokenizer_text (default: all). A target runs as N
+# processes that find one another's inputs in a shared corpus (default: one for each core). DIR is
+# the build folder (default: build-fuzz); inputs that reach new code go to DIR/corpus/TARGET, those
+# that fail to DIR/failures, what libFuzzer says to DIR/logs. Prints one line for each target with
+# its executions, the edges that it covers and its failures; exits with 1 when there is one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

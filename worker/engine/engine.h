@@ -208,7 +208,9 @@ int32_t nosa_session_blocks_needed(const struct nosa_session *session, int32_t n
 int32_t nosa_engine_blocks_available(const struct nosa_engine *engine);
 
 /* Plans a step and hands it to the ranks, without waiting for a device (the CPU backend with one
- * rank has no other place to work than this call). `items` are borrowed until the step is finished.
+ * rank has no other place to work than this call), but for one case: where sequences are larger
+ * than first tier and host, it waits up to ten seconds for blocks on their way to NVMe, since
+ * nothing else makes place. `items` are borrowed until the step is finished.
  * INVALID_ARGUMENT (an item names it, or a step is in flight) and RESOURCE_EXHAUSTED (fewer KV
  * blocks than the whole step needs) change nothing. */
 enum nosa_status nosa_engine_step_begin(struct nosa_engine *engine, struct nosa_step_item *items,
