@@ -89,6 +89,8 @@ struct nosa_matmul_params {
     int32_t n_out; /* columns written: weight->n, of a gated pair at most weight->n / 2 */
     float *out;    /* [n_rows][out_stride] */
     int64_t out_stride;
+    const struct nosa_weight *next_weight; /* of the next product on the stream, or NULL: a hint,
+                                              so that its first bytes are fetched meanwhile */
 };
 
 /* table[i] = (cos, sin) of position row_pos[i] times inv_freq, times scale, formed in double. */

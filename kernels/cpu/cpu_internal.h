@@ -32,6 +32,19 @@ int32_t nosa_cpu_pool_threads(const struct nosa_cpu_pool *pool);
 void nosa_cpu_pool_run(struct nosa_cpu_pool *pool, int32_t n_items, nosa_cpu_task task,
                        void *context);
 
+/* How many of the units that are left the next item of a region takes: long runs first, so that a
+ * thread streams, and single units at the end, so that all threads end together. */
+static inline int32_t nosa_cpu_run_length(int32_t left, int32_t threads)
+{
+    int32_t run = left / (2 * threads);
+    return run > 1 ? run : 1;
+}
+
+/* Says what a later region will read, cut into items by nosa_cpu_run_length: threads that wait
+ * fetch their first items of it. Only a hint; the memory may even go away. Called by the owner. */
+void nosa_cpu_pool_want(struct nosa_cpu_pool *pool, const void *data, int32_t units,
+                        size_t unit_bytes);
+
 struct nosa_stream {
     struct nosa_cpu_device *device;
 };

@@ -291,14 +291,6 @@ static int32_t cut(int32_t total, int32_t parts, int32_t i)
     return (int32_t)((int64_t)total * i / parts);
 }
 
-/* How many of the panels that are left the next item takes when rows are few: long runs first, so
- * that a thread streams, and single panels at the end, so that all threads end together. */
-static int32_t run_of_panels(int32_t left, int32_t threads)
-{
-    int32_t run = left / (2 * threads);
-    return run > 1 ? run : 1;
-}
-
 /* A run of panels for one tile of rows, weights widened in registers as they stream by. */
 static void direct_item(void *context, int32_t item, int32_t thread)
 {
@@ -309,8 +301,8 @@ static void direct_item(void *context, int32_t item, int32_t thread)
     _Alignas(64) float acc[TILE_ROWS * NOSA_PANEL_COLUMNS];
     int32_t panel = 0;
     for (int32_t i = 0; i < item; i++)
-        panel += run_of_panels(job->panels - panel, job->threads);
-    int32_t end = panel + run_of_panels(job->panels - panel, job->threads);
+        panel += nosa_cpu_run_length(job->panels - panel, job->threads);
+    int32_t end = panel + nosa_cpu_run_length(job->panels - panel, job->threads);
     for (; panel < end; panel++) {
         const char *data = (const char *)weight->data + (size_t)panel * job->panel_bytes;
         struct tile tile = {
@@ -405,6 +397,16 @@ static bool params_are_valid(const struct nosa_matmul_params *params)
            !(gated && params->bias != NULL);
 }
 
+/* Tells waiting threads of the product that comes next. */
+static void want_next(const struct job *job)
+{
+    const struct nosa_weight *next = job->params->next_weight;
+    if (next != NULL)
+        nosa_cpu_pool_want(job->device->pool, next->data,
+                           (next->n + NOSA_PANEL_COLUMNS - 1) / NOSA_PANEL_COLUMNS,
+                           nosa_weight_packed_bytes(next->format, NOSA_PANEL_COLUMNS, next->k));
+}
+
 enum nosa_status NOSA_CPU_NAME(nosa_cpu_matmul)(struct nosa_stream *stream,
                                                 const struct nosa_matmul_params *params)
 {
@@ -426,7 +428,8 @@ enum nosa_status NOSA_CPU_NAME(nosa_cpu_matmul)(struct nosa_stream *stream,
     if (job.tiles == 1) {
         int32_t items = 0;
         for (int32_t panel = 0; panel < job.panels; items++)
-            panel += run_of_panels(job.panels - panel, job.threads);
+            panel += nosa_cpu_run_length(job.panels - panel, job.threads);
+        want_next(&job);
         nosa_cpu_pool_run(device->pool, items, direct_item, &job);
         return NOSA_OK;
     }

@@ -14,6 +14,10 @@
  * region and early to the next always judges a claim by the region it belongs to. A region cannot
  * end while a claimed item is not reported in `done`, hence a claim makes `task` and `context` safe
  * to read.
+ *
+ * A thread that spins has nothing to do and memory is idle: it fetches into its second-level cache
+ * what it will probably read first in a later region (nosa_cpu_pool_want), a few lines between two
+ * looks at the word that it waits for.
  */
 #include <limits.h>
 #include <linux/futex.h>
@@ -34,12 +38,19 @@
 #define SPIN_PAUSES 16     /* pauses between two looks at the clock */
 #define THREADS_MAX 1024
 #define CACHE_LINE  64
+#define WANT_STEP   256                 /* bytes that are fetched between two looks */
+#define WANT_MAX    ((size_t)512 << 10) /* of one thread: leaves room in its second-level cache */
 
 /* How one thread waits; owned by that thread. */
 struct spinner {
+    int32_t thread;
     int64_t limit_ns; /* how long it spins; 0: never */
     bool enabled;
     int64_t nap_ns; /* longest single sleep; 0: any */
+
+    /* What is left to fetch of the wanted memory of that version. */
+    uint32_t want_version;
+    uintptr_t want_at, want_end;
 };
 
 struct nosa_cpu_pool {
@@ -58,6 +69,13 @@ struct nosa_cpu_pool {
     _Alignas(CACHE_LINE) _Atomic uint64_t claim;
     _Atomic uint32_t epoch; /* one more per region; workers sleep on it */
     _Atomic bool stop;
+
+    /* What a later region will stream. Written by the owner, the version last; a reader that mixes
+     * two of them fetches memory that nobody needs. */
+    _Atomic uint32_t want_version;
+    _Atomic(const char *) want_data;
+    _Atomic size_t want_unit_bytes;
+    _Atomic int32_t want_units;
 
     /* Shared, written by workers. */
     _Alignas(CACHE_LINE) _Atomic uint32_t done; /* items reported; the owner sleeps on it */
@@ -92,8 +110,38 @@ static void futex_wake(_Atomic uint32_t *word, int32_t threads)
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, threads, NULL, NULL, 0);
 }
 
+/* The units that the thread will take first, if threads come in the order of their numbers. */
+static void find_wanted(const struct nosa_cpu_pool *pool, struct spinner *spinner, uint32_t version)
+{
+    int32_t units = atomic_load_explicit(&pool->want_units, memory_order_relaxed), first = 0;
+    size_t unit_bytes = atomic_load_explicit(&pool->want_unit_bytes, memory_order_relaxed);
+    for (int32_t i = 0; i < spinner->thread && first < units; i++)
+        first += nosa_cpu_run_length(units - first, pool->threads);
+    int32_t count = first < units ? nosa_cpu_run_length(units - first, pool->threads) : 0;
+    size_t bytes = (size_t)count * unit_bytes;
+    spinner->want_version = version;
+    spinner->want_at = (uintptr_t)atomic_load_explicit(&pool->want_data, memory_order_relaxed);
+    spinner->want_at += (size_t)first * unit_bytes;
+    spinner->want_end = spinner->want_at + (bytes < WANT_MAX ? bytes : WANT_MAX);
+}
+
+/* Fetches some of what the thread wants; false if it has all. */
+static inline bool fetch_wanted(const struct nosa_cpu_pool *pool, struct spinner *spinner)
+{
+    uint32_t version = atomic_load_explicit(&pool->want_version, memory_order_acquire);
+    if (version != spinner->want_version)
+        find_wanted(pool, spinner, version);
+    if (spinner->want_at >= spinner->want_end)
+        return false;
+    for (int i = 0; i < WANT_STEP; i += CACHE_LINE)
+        __builtin_prefetch((const char *)(spinner->want_at + (size_t)i), 0, 2);
+    spinner->want_at += WANT_STEP;
+    return true;
+}
+
 /* Spins while *word is `value`; false if the time ran out. */
-static bool spin_while(struct spinner *spinner, _Atomic uint32_t *word, uint32_t value)
+static bool spin_while(const struct nosa_cpu_pool *pool, struct spinner *spinner,
+                       _Atomic uint32_t *word, uint32_t value)
 {
     if (spinner->limit_ns == 0)
         return atomic_load_explicit(word, memory_order_acquire) != value;
@@ -102,7 +150,8 @@ static bool spin_while(struct spinner *spinner, _Atomic uint32_t *word, uint32_t
         for (int i = 0; i < SPIN_PAUSES; i++) {
             if (atomic_load_explicit(word, memory_order_acquire) != value)
                 return true;
-            relax();
+            if (!fetch_wanted(pool, spinner))
+                relax();
         }
         int64_t now = now_ns();
         if (start == 0)
@@ -114,10 +163,10 @@ static bool spin_while(struct spinner *spinner, _Atomic uint32_t *word, uint32_t
 
 /* Waits until *word is no longer `value`. `count` is raised before each sleep, so that the
  * other side knows whom to wake. */
-static void wait_change(struct spinner *spinner, _Atomic uint32_t *word, uint32_t value,
-                        _Atomic int32_t *count)
+static void wait_change(const struct nosa_cpu_pool *pool, struct spinner *spinner,
+                        _Atomic uint32_t *word, uint32_t value, _Atomic int32_t *count)
 {
-    if (spin_while(spinner, word, value))
+    if (spin_while(pool, spinner, word, value))
         return;
     int64_t start = now_ns();
     while (atomic_load(word) == value) {
@@ -161,12 +210,13 @@ static void *worker_main(void *argument)
     struct nosa_cpu_pool *pool = argument;
     int32_t thread = 1 + atomic_fetch_add(&pool->next_index, 1);
     struct spinner spinner = pool->worker_spinner;
+    spinner.thread = thread;
     for (;;) {
         uint32_t seen = atomic_load(&pool->epoch);
         if (atomic_load(&pool->stop))
             return NULL;
         take_items(pool, thread);
-        wait_change(&spinner, &pool->epoch, seen, &pool->sleepers);
+        wait_change(pool, &spinner, &pool->epoch, seen, &pool->sleepers);
     }
 }
 
@@ -199,11 +249,20 @@ void nosa_cpu_pool_run(struct nosa_cpu_pool *pool, int32_t n_items, nosa_cpu_tas
     take_items(pool, 0);
     uint32_t done = atomic_load(&pool->done);
     while (done != (uint32_t)n_items) {
-        wait_change(&pool->owner_spinner, &pool->done, done, &pool->owner_sleeps);
+        wait_change(pool, &pool->owner_spinner, &pool->done, done, &pool->owner_sleeps);
         done = atomic_load(&pool->done);
     }
     if (atomic_load_explicit(&pool->owner_sleeps, memory_order_relaxed) != 0)
         atomic_store(&pool->owner_sleeps, 0);
+}
+
+void nosa_cpu_pool_want(struct nosa_cpu_pool *pool, const void *data, int32_t units,
+                        size_t unit_bytes)
+{
+    atomic_store_explicit(&pool->want_data, (const char *)data, memory_order_relaxed);
+    atomic_store_explicit(&pool->want_unit_bytes, unit_bytes, memory_order_relaxed);
+    atomic_store_explicit(&pool->want_units, units, memory_order_relaxed);
+    atomic_fetch_add_explicit(&pool->want_version, 1, memory_order_release);
 }
 
 /* Starts the workers with every signal blocked, so that signals reach the program's own threads. */

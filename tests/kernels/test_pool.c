@@ -149,6 +149,33 @@ static void test_run_hands_items_out_in_ascending_order(void **state)
     nosa_cpu_pool_destroy(pool);
 }
 
+/* A wish is only a hint: whatever it names, mapped or not, regions go on as before. */
+static void test_want_is_only_a_hint(void **state)
+{
+    (void)state;
+    struct region *region = region_create();
+    const struct {
+        const void *data;
+        int32_t units;
+        size_t unit_bytes;
+    } wishes[] = {{region, 4, sizeof *region / 4},
+                  {NULL, 96, 4096},
+                  {region, 0, 64},
+                  {region, 1, 1},
+                  {(void *)64, 3, 1 << 20}};
+    for (int32_t threads = 1; threads <= 4; threads++) {
+        struct nosa_cpu_pool *pool;
+        assert_int_equal(nosa_cpu_pool_create(threads, &pool, NULL), NOSA_OK);
+        for (uint32_t round = 0; round < 3000; round++) {
+            size_t i = round % (sizeof wishes / sizeof *wishes);
+            nosa_cpu_pool_want(pool, wishes[i].data, wishes[i].units, wishes[i].unit_bytes);
+            run_region(pool, region, 2 + (int32_t)(round % 5), round * 7u);
+        }
+        nosa_cpu_pool_destroy(pool);
+    }
+    free(region);
+}
+
 static void test_create_and_destroy_without_a_region(void **state)
 {
     (void)state;
@@ -180,6 +207,7 @@ int main(void)
         cmocka_unit_test(test_run_survives_many_regions),
         cmocka_unit_test(test_run_uses_all_threads),
         cmocka_unit_test(test_run_hands_items_out_in_ascending_order),
+        cmocka_unit_test(test_want_is_only_a_hint),
         cmocka_unit_test(test_create_and_destroy_without_a_region),
         cmocka_unit_test(test_create_refuses_a_wrong_number_of_threads),
     };

@@ -286,9 +286,10 @@ static enum nosa_status norm(const struct step *step, const float *weight)
                                });
 }
 
-/* residual += x W^T + bias, summed over the ranks. */
+/* residual += x W^T + bias, summed over the ranks; the product with `next` comes after it. */
 static enum nosa_status project_back(const struct step *step, const struct nosa_weight *weight,
-                                     const float *bias, const float *x)
+                                     const float *bias, const float *x,
+                                     const struct nosa_weight *next)
 {
     struct nosa_rank *rank = step->rank;
     int32_t hidden = (int32_t)rank->config->hidden;
@@ -303,6 +304,7 @@ static enum nosa_status project_back(const struct step *step, const struct nosa_
         .n_out = hidden,
         .out = split ? rank->partial : rank->residual,
         .out_stride = hidden,
+        .next_weight = next,
     };
     NOSA_TRY(step->ops->matmul(step->stream, &params));
     if (!split)
@@ -328,6 +330,7 @@ static enum nosa_status project_qkv(const struct step *step, int32_t index)
                                                  .n_out = layer->qkv.n,
                                                  .out = rank->qkv,
                                                  .out_stride = row_stride(layer->qkv.n),
+                                                 .next_weight = &layer->o,
                                              }));
     NOSA_TRY(step->ops->qkv_write(step->stream, &(struct nosa_qkv_write_params){
                                                     .batch = &step->batch,
@@ -486,7 +489,7 @@ static enum nosa_status attend(const struct step *step, int32_t index)
             NOSA_TRY(nosa_rank_tiers_resolve(rank, step->plan, &step->batch, index, &pass));
         NOSA_TRY(attend_batch(step, index, &step->batch, scale, (struct part){0, 0}));
     }
-    return project_back(step, &layer->o, layer->o_bias, rank->attended);
+    return project_back(step, &layer->o, layer->o_bias, rank->attended, &layer->gate_up);
 }
 
 static enum nosa_status feed_forward(const struct step *step, int32_t index)
@@ -503,8 +506,11 @@ static enum nosa_status feed_forward(const struct step *step, int32_t index)
                                                  .n_out = layer->down.k,
                                                  .out = rank->activated,
                                                  .out_stride = row_stride(layer->down.k),
+                                                 .next_weight = &layer->down,
                                              }));
-    return project_back(step, &layer->down, NULL, rank->activated);
+    bool last = index + 1 == (int32_t)rank->config->n_layers;
+    return project_back(step, &layer->down, NULL, rank->activated,
+                        last ? &rank->weights.output : &layer[1].qkv);
 }
 
 /* Brings the ranks' parts of the logits together as rows of the whole vocabulary. */
@@ -562,6 +568,7 @@ static enum nosa_status form_logits(const struct step *step, const int32_t *row_
                 .n_out = shard->vocab_count,
                 .out = split ? rank->logits_part : rank->logits,
                 .out_stride = split ? shard->vocab_stride : (int64_t)rank->config->vocab,
+                .next_weight = &rank->weights.layers[0].qkv,
             }));
     return split ? gather_logits(step, n_rows) : NOSA_OK;
 }
