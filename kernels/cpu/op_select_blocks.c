@@ -309,8 +309,12 @@ static void gather_run(const struct row_set *set, int32_t run)
     float *to = set->bias + (int64_t)run * NOSA_SELECT_RUN;
     for (int32_t block = first; block < first + n_blocks && block <= set->own_block; block++) {
         const float *from = window_biases(set, block);
-        for (int32_t i = 0; i < r; i++)
-            *to++ = from[i];
+        int32_t i = 0;
+        for (; i + 4 <= r; i += 4)
+            memcpy(to + i, from + i, 4 * sizeof *to);
+        for (; i < r; i++)
+            to[i] = from[i];
+        to += r;
     }
     if (run == 0)
         set->bias[0] = -INFINITY;
