@@ -299,6 +299,36 @@ class TestFit(unittest.TestCase):
         self.assertEqual(refused.returncode, 2)
         self.assertRegex(refused.stderr, "has an eviction head already")
 
+    @unittest.skipIf(torch.cuda.is_available(), "there is a GPU")
+    def test_study_fits_scores_and_reports(self) -> None:
+        """A program of one fit: what it scores stands in the tables and pictures."""
+        plain = {"name": "plain full", "full": True}
+        cases = [plain, {"name": "nosa", "head": "one"}]
+        jobs = [
+            {"kind": "fit", "name": "one", "options": {"steps": 2}},
+            {"kind": "score", "name": "main", "shares": 2, "part": "test", "cases": cases},
+            {"kind": "probe", "name": "probe", "part": "test", "haystacks": 2, "cases": cases},
+        ]
+        program, results = self.folder / "program.json", self.folder / "results"
+        program.write_text(json.dumps({"length": LENGTH, "jobs": jobs}), encoding="utf-8")
+        flags = ["--model", self.model, "--texts", self.texts, "--program", program]
+        done = tool("study", *flags, "--output", results)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue((results / "one.head").is_file(), done.stderr)
+        self.assertEqual(len(list(results.glob("main?.json"))), 2, done.stderr)
+        told = tool("report", "--results", results, "--pictures", self.folder / "pictures")
+        self.assertEqual(told.returncode, 0, told.stderr)
+        self.assertRegex(told.stdout, r"(?m)^\| nosa \| -?\d+\.\d\d ± ")
+        self.assertRegex(told.stdout, r"(?m)^12 probes in 2 haystacks$")
+        for name in ("loss-by-position", "retrieval-by-depth"):
+            self.assertIn("<svg", (self.folder / "pictures" / f"{name}.svg").read_text())
+        jobs[1]["name"] = "one"
+        jobs[1]["shares"] = 1
+        program.write_text(json.dumps({"jobs": jobs}), encoding="utf-8")
+        refused = tool("study", *flags, "--output", results)
+        self.assertEqual(refused.returncode, 2)
+        self.assertRegex(refused.stderr, r"^eviction_head: .*two jobs have one name\n$")
+
     def test_run_interrupted_goes_on_to_the_same_head(self) -> None:
         """Stopped after some steps, a fit ends with the bits of one that was not."""
         corpus = texts.read_corpus(self.texts, self.model)
@@ -378,12 +408,17 @@ class TestFit(unittest.TestCase):
         short = tiny_texts(self.folder / "short", words=20)
         bad = tiny_texts(self.folder / "bad")
         (bad / "prose" / "1.txt").write_bytes(b"\xff\xfe")
+        empty = tiny_texts(self.folder / "empty")
+        (empty / "reference" / "2.txt").write_bytes(b" \n")
         for folder, more, reason in (
             (short, (), "no document of the train part has the 1024 tokens"),
             (bad, (), "1.txt: not UTF-8"),
+            (empty, (), "2.txt: empty"),
             (self.folder / "absent", (), "absent"),
             (self.texts, ("--window", 1000), "not a multiple of 64"),
-            (self.texts, ("--window", 640), "leaves E no place"),
+            (self.texts, ("--window", 640), "leave E no place"),
+            (self.texts, ("--select", 99), "leave E no place"),
+            (self.texts, ("--select", -1), "not a number of blocks"),
             (self.texts, ("--steps", 0), "--steps must be at least 1"),
         ):
             done = tool(
@@ -402,6 +437,31 @@ class TestFit(unittest.TestCase):
             )
             self.assertEqual(done.returncode, 2, done.stderr)
             self.assertRegex(done.stderr, rf"^eviction_head: .*{reason}.*\n$")
+
+    def test_eval_head_of_other_weights_is_refused(self) -> None:
+        """One weight differs in its last bit from those that the head was fitted to."""
+        shapes = headfile.head_shapes(headfile.read_config(self.model))
+        tensors = {name: np.ones(shape, "<f4") for name, shape in shapes.items()}
+        head = self.folder / "foreign.safetensors"
+        metadata = {"base_sha256": headfile.weights_sha256(self.model)}
+        headfile.write_head(head, headfile.HeadFile(tensors, metadata))
+        other = tiny_model(self.folder / "other")
+        data = bytearray((other / "model.safetensors").read_bytes())
+        data[-4] ^= 1
+        (other / "model.safetensors").write_bytes(data)
+        done = tool("eval", "--model", other, "--texts", self.texts, "--head", head)
+        self.assertEqual(done.returncode, 2)
+        self.assertRegex(done.stderr, r"^eviction_head: .*fitted to another model.*\n$")
+
+    def test_sizes_of_fit_make_it_harder(self) -> None:
+        """Half the local window and half of the query's blocks, unless they are named."""
+        sizes = selection.Sizes(8, 4, 1, 64, 384, 32, 9)
+        halved = fitting.sizes_of_fit(fitting.Options(), sizes)
+        self.assertEqual((halved.window_size, halved.select_blocks, halved.topk), (192, 4, 32))
+        named = fitting.sizes_of_fit(fitting.Options(window=384, select=9), sizes)
+        self.assertEqual(named, sizes)
+        least = fitting.sizes_of_fit(fitting.Options(), selection.Sizes(8, 4, 1, 64, 64, 4, 1))
+        self.assertEqual((least.window_size, least.select_blocks), (64, 1))
 
     @unittest.skipIf(torch.cuda.is_available(), "there is a GPU")
     def test_fit_without_gpu_says_how_long(self) -> None:

@@ -172,21 +172,21 @@ def parse_arguments() -> argparse.Namespace:
         help="folder of .txt files, or a packed file",
     )
     one.add_argument("--output", type=Path, default=Path(HEAD_DEFAULT), metavar="FILE")
-    one.add_argument("--steps", type=int, default=180)
+    one.add_argument("--steps", type=int, default=160)
     one.add_argument("--rate", type=float, default=1e-2)
     one.add_argument("--length", type=int, default=8192, help="tokens of a window")
     one.add_argument("--seed", type=int, default=1)
     one.add_argument(
         "--planted",
         type=float,
-        default=0.25,
+        default=0.5,
         metavar="SHARE",
         help="share of windows with planted facts",
     )
     one.add_argument(
         "--answers",
         type=float,
-        default=0.0,
+        default=0.1,
         metavar="WEIGHT",
         help="weight of the loss over the answers about planted facts",
     )
@@ -196,6 +196,20 @@ def parse_arguments() -> argparse.Namespace:
         default=0,
         metavar="N",
         help="window_size in the fit (default: half the checkpoint's)",
+    )
+    one.add_argument(
+        "--select",
+        type=int,
+        default=0,
+        metavar="N",
+        help="select_blocks in the fit (default: half the checkpoint's)",
+    )
+    one.add_argument(
+        "--full",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of steps that read every block, which keeps full attention as it is",
     )
     one.add_argument("--device", default="auto")
     one = verb("eval", evaluate, "perplexity, agreement and hit rates beside the plain model")

@@ -43,13 +43,13 @@ class Options:
     """What a fit depends on."""
 
     kind: str = "released"
-    steps: int = 180
+    steps: int = 160
     rate: float = 1e-2
     length: int = 8192
     seed: int = 1
-    planted: float = 0.25
+    planted: float = 0.5
     """Share of windows with planted facts."""
-    answers: float = 0.0
+    answers: float = 0.1
     """Weight of the mean loss over the answers of planted facts, beside that over all positions."""
     through: float = 0.0
     """How much of a block's gradient flows into its E."""
@@ -62,6 +62,8 @@ class Options:
     rank_rate: float = 1e-3
     window: int = 0
     """window_size in the fit; 0: half the checkpoint's, so that E has more to decide."""
+    select: int = 0
+    """select_blocks in the fit; 0: half the checkpoint's, for the same reason."""
 
 
 class Divergence(torch.autograd.Function):
@@ -104,9 +106,14 @@ def sizes_of_fit(options: Options, sizes: Sizes) -> Sizes:
     window = options.window or min(half, sizes.window_size)
     if window % sizes.block_size or window < 0:
         raise ToolError(f"--window {window} is not a multiple of {sizes.block_size}")
-    fitted = Sizes(**{**asdict(sizes), "window_size": window})
+    select = options.select or max(1, sizes.select_blocks // 2)
+    if select < 1:
+        raise ToolError(f"--select {select} is not a number of blocks")
+    fitted = Sizes(**{**asdict(sizes), "window_size": window, "select_blocks": select})
     if fitted.topk < fitted.first_places:
-        raise ToolError(f"--window {window} leaves E no place among {sizes.topk} blocks")
+        raise ToolError(
+            f"--window {window} and --select {select} leave E no place among {sizes.topk} blocks"
+        )
     return fitted
 
 

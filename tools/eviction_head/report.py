@@ -19,6 +19,8 @@ PLAIN = "plain full"
 """The case that all others are compared with."""
 STEP = 1024
 """Positions of one point in the picture of losses by position."""
+OTHER_SEED = ", seed"
+"""Part of the name of a case that pictures leave out: the same fit with another seed."""
 
 
 def read(folder: Path, key: str) -> dict[str, list[dict[str, Any]]]:
@@ -141,7 +143,7 @@ def draw_positions(rows: Sequence[dict[str, Any]], path: Path) -> None:
     series = []
     per = STEP // BUCKET
     for case in rows[0]["cases"]:
-        if case == PLAIN or "/" in case:
+        if case == PLAIN or "/" in case or OTHER_SEED in case:
             continue
         points = []
         for step in range(len(rows[0]["cases"][case]["loss"]) // per):
@@ -174,6 +176,8 @@ def draw_trade(groups: dict[str, list[dict[str, Any]]], path: Path) -> None:
         points = []
         for case in rows[0]["cases"]:
             hits = mean(rows, case, "hits")
+            if OTHER_SEED in case:
+                continue
             if case != PLAIN and not math.isnan(hits) and hits < 0.999:
                 points.append((100 * hits, difference(rows, case, PLAIN, length)[0], case))
         labels = [label for _, _, label in points]
@@ -198,13 +202,13 @@ def draw_depths(rows: Sequence[dict[str, Any]], path: Path) -> None:
             marks=True,
         )
         for case in rows[0]["cases"]
-        if "/" not in case
+        if "/" not in case and OTHER_SEED not in case
     ]
     chart.draw(path, "Facts found again", "depth of the fact", "answered, per cent", series)
 
 
 def run(folder: Path, pictures: Path | None) -> None:
-    """Prints all tables; draws the pictures of the jobs `main`, `sweep` and the probes."""
+    """Prints all tables; draws the pictures of the jobs `main`, `sizes` and `probe`."""
     scores, probes = read(folder, "windows"), read(folder, "haystacks")
     if not scores and not probes:
         raise ToolError(f"{folder} holds no result of a study")
@@ -221,5 +225,5 @@ def run(folder: Path, pictures: Path | None) -> None:
     groups = {name: scores[name] for name in ("main", "sizes") if name in scores}
     if groups:
         draw_trade(groups, pictures / "quality-and-hits.svg")
-    if haystacks:
-        draw_depths(haystacks, pictures / "retrieval-by-depth.svg")
+    if "probe" in probes:
+        draw_depths(probes["probe"], pictures / "retrieval-by-depth.svg")

@@ -7,6 +7,9 @@ The list is a JSON file: {"length" (of windows, default 8192), "workers" (proces
     score  cases on windows of a part: leaves NAME.json with what each case scored on each window
     probe  cases on haystacks: leaves NAME.json
 
+"shares": N makes N jobs of a score or probe, NAME0, NAME1, ..., each with every N-th window or
+haystack, for as many processes.
+
 A case is {"name", "head": NAME of a fit or a head file, "no_bias", "score", "order", "full",
 "half", "sizes": {...}}, all but the name optional (llama.Plan; half: attention in bfloat16).
 Jobs are taken in order by the processes; one waits until the fits that its cases name are
@@ -290,6 +293,20 @@ def encoder(directory: Path):
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
+def expanded(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs, those with shares made several."""
+    result = []
+    for job in jobs:
+        shares = job.get("shares", 1)
+        if shares == 1:
+            result.append(job)
+            continue
+        for number in range(shares):
+            part = {"name": f"{job['name']}{number}", "share": [number, shares]}
+            result.append({**job, **part})
+    return result
+
+
 def windows(corpus: texts.Corpus, job: dict[str, Any], length: int) -> list:
     """The windows of a job."""
     chosen = texts.windows_of(
@@ -325,6 +342,7 @@ def run(path: Path, folder: Path, model: Path, source: Path, seconds: float = ma
     """Runs a program with `workers` processes a GPU, or one on the CPU."""
     try:
         program = json.loads(path.read_text(encoding="utf-8"))
+        program["jobs"] = expanded(program["jobs"])
         names = [job["name"] for job in program["jobs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ToolError(f"{path}: not a program of a study ({error})") from error

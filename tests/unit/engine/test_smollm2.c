@@ -5,7 +5,9 @@
  * NOSA_DEMO_MODEL_DIR names the model's folder; without it the program skips. transformers rounds
  * no K and V, and the engine does, to bfloat16: that moves a logit by up to 0.12 and a margin by up
  * to 0.1. The reference rounds them too, so the bound against it is that of float32 sums, and of
- * the elements at a rounding edge that these let fall to the other neighbour.
+ * the elements at a rounding edge that these let fall to the other neighbour. Where blocks are
+ * selected such an element can turn a choice; every block in place of the selected ones moves the
+ * logits of these rows by 0.12 and 0.20.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -25,6 +27,7 @@
 #define MARGIN_MIN         0.2  /* of two tokens whose order rounding cannot change */
 #define TRANSFORMERS_BOUND 0.2  /* largest error of a logit against transformers */
 #define REFERENCE_BOUND    0.05 /* and against the reference, in the same units */
+#define SELECTED_BOUND     0.08 /* the same where blocks are selected */
 #define SCORE_BOUND        0.01 /* of the mean log probability of a token */
 #define PROMPT_TOKENS_MAX  4096
 #define SKIPPED            77
@@ -153,9 +156,10 @@ static void check_row(const struct prompt *prompt, json_t *row, int32_t token, c
     double reference = largest_error(row, json_object_get(json_object_get(row, "reference"), mode));
     printf("%s %s position %d: largest error against the reference %.4f", prompt->name, mode,
            position, reference);
-    if (!(reference <= REFERENCE_BOUND))
+    bool full = strcmp(mode, "full") == 0;
+    if (!(reference <= (full ? REFERENCE_BOUND : SELECTED_BOUND)))
         fail_msg("position %d: a logit differs by %g", position, reference);
-    if (strcmp(mode, "full") == 0) {
+    if (full) {
         double error = largest_error(row, json_object_get(row, "top_logits"));
         printf(", against transformers %.4f", error);
         if (!(error <= TRANSFORMERS_BOUND))
