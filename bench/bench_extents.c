@@ -29,7 +29,7 @@ static const struct shape {
     const char *name;
     struct nosa_extent_geometry geometry;
 } shapes[] = {
-    {"demo", {.n_records = 90, .record_bytes = 16384, .summary_bytes = 2368}},
+    {"demo", {.n_records = 90, .record_bytes = 16384, .summary_bytes = 4480}},
     {"8B", {.n_records = 64, .record_bytes = 32768, .summary_bytes = 1296}},
 };
 

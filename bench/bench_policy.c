@@ -177,17 +177,19 @@ static void print_policies(const char *title, const double sizes[SIZES],
 
 static void print_resume(const struct policy_run *run)
 {
-    printf("\n%-10s %5s %12s %17s %12s %17s %11s %6s\n", "resume", "size", "first: hits",
-           "misses/KV head", "all: hits", "misses/KV head", "prefetched", "used");
+    printf("\n%-10s %5s %12s %15s %14s %12s %15s %11s %6s\n", "resume", "size", "first: hits",
+           "misses/KV head", "way to oracle", "all: hits", "misses/KV head", "prefetched", "used");
     for (int size = 0; size < SIZES; size++)
         for (int prefetch = 0; prefetch < REPLAY_PREFETCHES; prefetch++) {
             const struct replay_counts *first = &run->resume[prefetch][size][0];
             const struct replay_counts *all = &run->resume[prefetch][size][1];
             uint64_t starts = first->steps;
-            printf("%-10s %4.2fx %11.3f%% %17.3f %11.3f%% %17.3f %11.2f %5.1f%%\n",
+            double way = closed(first, &run->resume[REPLAY_PREFETCH_NOTHING][size][0],
+                                &run->resume[REPLAY_PREFETCH_ORACLE][size][0]);
+            printf("%-10s %4.2fx %11.3f%% %15.3f %13.0f%% %11.3f%% %15.3f %11.2f %5.1f%%\n",
                    replay_prefetch_name((enum replay_prefetch)prefetch), first_sizes[size],
-                   100 * hit_rate(first), share(first->misses, starts), 100 * hit_rate(all),
-                   share(all->misses, starts), share(all->prefetched, starts),
+                   100 * hit_rate(first), share(first->misses, starts), 100 * way,
+                   100 * hit_rate(all), share(all->misses, starts), share(all->prefetched, starts),
                    100 * share(all->prefetched_used, all->prefetched));
         }
 }

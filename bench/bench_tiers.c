@@ -63,6 +63,13 @@ struct pairs {
     int32_t n;
 };
 
+/* First steps after a suspension. */
+struct resumes {
+    double step_s[ROUNDS_MAX]; /* from the resume to its token */
+    double brought;            /* records brought up ahead, of one resume */
+    double used;               /* share of them that steps used */
+};
+
 struct tiers_bench {
     struct nosa_engine_options options; /* without tiers */
     struct nosa_kv_geometry geometry;
@@ -73,7 +80,8 @@ struct tiers_bench {
     double compute_s; /* first token of a prompt that is computed */
     double plain_rate;
     struct pairs pairs[N_SETTINGS];
-    double store_us[2]; /* of a step, at CONTEXT and at eight times that */
+    double store_us[2];        /* of a step, at CONTEXT and at eight times that */
+    struct resumes resumes[2]; /* with prefetch, without */
 };
 
 /* ---- sessions ------------------------------------------------------------------------------- */
@@ -169,6 +177,38 @@ static enum nosa_status run_pair(const struct tiers_bench *bench, struct nosa_en
     return status;
 }
 
+/* One session is suspended and resumed, as often as there are rounds. */
+static enum nosa_status run_resumes(const struct tiers_bench *bench, struct nosa_engine *engine,
+                                    struct resumes *out, struct nosa_error *error)
+{
+    struct nosa_session_options options = {
+        .tokens = bench->tokens, .n_tokens = CONTEXT, .prompt_length = CONTEXT};
+    struct nosa_session *session;
+    struct nosa_session_kv kv[2];
+    struct nosa_engine_kv_traffic traffic[2];
+    NOSA_TRY(nosa_session_open(engine, &options, &session, error));
+    enum nosa_status status = first_token(engine, session, error);
+    nosa_session_kv(session, &kv[0]);
+    nosa_engine_kv_traffic(engine, &traffic[0]);
+    for (int32_t round = 0; round < bench->rounds && status == NOSA_OK; round++) {
+        status = nosa_session_suspend(session, error);
+        uint64_t start = nosa_monotonic_ns();
+        if (status == NOSA_OK)
+            status = nosa_session_resume(session, error);
+        if (status == NOSA_OK)
+            status = first_token(engine, session, error);
+        out->step_s[round] = nosa_seconds_between(start, nosa_monotonic_ns());
+    }
+    nosa_session_kv(session, &kv[1]);
+    nosa_engine_kv_traffic(engine, &traffic[1]);
+    double brought = (double)(traffic[1].prefetched_records - traffic[0].prefetched_records);
+    out->brought = brought / bench->rounds;
+    if (brought > 0)
+        out->used = (double)(kv[1].prefetched_used - kv[0].prefetched_used) / brought;
+    nosa_session_close(session);
+    return status;
+}
+
 /* The prompt alone. */
 static enum nosa_status run_prompt(const struct tiers_bench *bench, struct nosa_engine *engine,
                                    double *ready_s, struct nosa_error *error)
@@ -253,6 +293,21 @@ static enum nosa_status measure_round(struct tiers_bench *bench, int32_t round,
         int32_t n = settings[i].nvme ? 1 : bench->rounds;
         for (int32_t pair = 0; pair < n && status == NOSA_OK; pair++)
             status = measure_pair(bench, i, engine, error);
+        nosa_engine_close(engine);
+        NOSA_TRY(status);
+    }
+    return NOSA_OK;
+}
+
+/* In a first tier of 1.5 selected sets; the prompt comes from the file. */
+static enum nosa_status measure_resumes(struct tiers_bench *bench, struct nosa_error *error)
+{
+    for (int i = 0; i < 2; i++) {
+        struct nosa_engine_options options = options_of(bench, &settings[2]);
+        struct nosa_engine *engine;
+        options.kv_no_prefetch = i == 1;
+        NOSA_TRY(nosa_engine_open(&options, &engine, error));
+        enum nosa_status status = run_resumes(bench, engine, &bench->resumes[i], error);
         nosa_engine_close(engine);
         NOSA_TRY(status);
     }
@@ -357,7 +412,13 @@ static void print_results(struct tiers_bench *bench, bool json)
         printf(format, settings[i].name, rate, share, pairs->share[0], pairs->share[pairs->n - 1],
                pairs->hit_share, pairs->copied_bytes / 1e6);
     }
+    const struct resumes *resumes = bench->resumes;
+    double resume_ms = 1e3 * bench_median(bench->resumes[0].step_s, bench->rounds);
+    double bare_ms = 1e3 * bench_median(bench->resumes[1].step_s, bench->rounds);
     if (json) {
+        printf("{\"resume_ms\": %.3f, \"resume_without_prefetch_ms\": %.3f, "
+               "\"prefetched_records\": %.1f, \"prefetched_used\": %.4f}\n",
+               resume_ms, bare_ms, resumes[0].brought, resumes[0].used);
         printf("{\"compute_s\": %.3f, \"restart_s\": %.3f, \"store_us\": %.3f, \"store_us_at_8x\": "
                "%.3f, \"step_us\": %.1f}\n",
                bench->compute_s, ready_s, bench->store_us[0], bench->store_us[1], step_us);
@@ -365,6 +426,10 @@ static void print_results(struct tiers_bench *bench, bool json)
     }
     printf("first token of %d tokens: computed %.2f s, read from NVMe %.3f s: %.1f x sooner\n",
            CONTEXT, bench->compute_s, ready_s, bench->compute_s / ready_s);
+    printf(
+        "first token after a suspension: %.1f ms (%.0f records brought up ahead, %.1f %% of them "
+        "used), %.1f ms without prefetch\n",
+        resume_ms, resumes[0].brought, 100 * resumes[0].used, bare_ms);
     printf("the store's part of a step: %.2f us at %d tokens, %.2f us at %d; %.3f %% of %.0f us\n",
            bench->store_us[0], CONTEXT, bench->store_us[1], 8 * CONTEXT,
            100 * bench->store_us[0] / step_us, step_us);
@@ -477,6 +542,8 @@ enum nosa_status bench_tiers(const struct nosa_flags *flags, struct nosa_error *
         status = fill_file(&bench, error);
     for (int32_t round = 0; round < bench.rounds && status == NOSA_OK; round++)
         status = measure_round(&bench, round, error);
+    if (status == NOSA_OK)
+        status = measure_resumes(&bench, error);
     if (status == NOSA_OK)
         status = measure_ops(&bench, flags, json, error);
     if (status == NOSA_OK)

@@ -109,6 +109,7 @@ struct tier {
 
 void replay_history_free(struct replay_history *history)
 {
+    free(history->weight);
     free(history->touch);
     free(history->next);
     free(history->made);
@@ -121,10 +122,11 @@ static enum nosa_status history_allocate(struct replay_history *history,
     size_t n = (size_t)pool->n_blocks;
     *history = (struct replay_history){
         .touch = calloc(n, sizeof *history->touch),
+        .weight = calloc(n, sizeof *history->weight),
         .next = calloc(n, sizeof *history->next),
         .made = calloc(n, sizeof *history->made),
     };
-    if (!history->touch || !history->next || !history->made) {
+    if (!history->touch || !history->weight || !history->next || !history->made) {
         replay_history_free(history);
         return nosa_error_set(error, NOSA_OUT_OF_MEMORY, "no memory for a replay");
     }
@@ -171,10 +173,11 @@ static uint64_t key(const struct tier *tier, int32_t block)
     const struct replay_history *history = tier->history;
     if (tier->policy == REPLAY_ORACLE)
         return (uint64_t)(tier->pool->n_rows - history->next[block]);
-    return nosa_kv_policy_key(
-        (enum nosa_kv_policy)tier->policy,
-        (struct nosa_kv_policy_input){history->touch[block] >> tier->pool->touch_shift,
-                                      tier->pool->e[block]});
+    return nosa_kv_policy_key((enum nosa_kv_policy)tier->policy,
+                              (struct nosa_kv_policy_input){.last_touch = history->touch[block] >>
+                                                                          tier->pool->touch_shift,
+                                                            .weight = history->weight[block],
+                                                            .e = tier->pool->e[block]});
 }
 
 /* Gives up blocks that were not touched at `now` until at most `capacity` are held. */
@@ -218,8 +221,13 @@ static void history_step(struct replay_history *history, const struct replay_poo
 {
     int32_t row = history->row++;
     for (int32_t i = pool->start[row]; i < pool->start[row + 1]; i++) {
-        history->touch[pool->block[i]] = (uint32_t)row + 1;
-        history->next[pool->block[i]] = pool->next[i];
+        int32_t block = pool->block[i];
+        uint32_t step = ((uint32_t)row + 1) >> pool->touch_shift;
+        uint32_t last = history->touch[block] >> pool->touch_shift;
+        if (last != step)
+            history->weight[block] = nosa_kv_policy_weight(history->weight[block], last, step);
+        history->touch[block] = (uint32_t)row + 1;
+        history->next[block] = pool->next[i];
     }
     for (int32_t block = pool->own_block[row]; block >= 0 && !history->made[block]; block--) {
         history->made[block] = true;
@@ -385,6 +393,7 @@ enum nosa_status replay_resume(const struct replay_pool *pool, const struct repl
     struct replay_counts sum = {0};
     prefetch_blocks(&tier, prefetch, past->row, &sum);
     memset(history.touch, 0, sizeof *history.touch * (size_t)pool->n_blocks);
+    memset(history.weight, 0, sizeof *history.weight * (size_t)pool->n_blocks);
     int32_t first = past->row,
             end = pool->n_rows - first < horizon ? pool->n_rows : first + horizon;
     for (int32_t row = first; row < end; row++) {

@@ -79,6 +79,7 @@ enum nosa_status replay_decode(const struct replay_pool *pool, enum replay_polic
 struct replay_history {
     int32_t row;     /* the rows before it have happened */
     uint32_t *touch; /* [n_blocks] the last row that selected the block, plus 1; 0: none did */
+    float *weight;   /* [n_blocks] and its weight (kv_policy.h) as of that row */
     int32_t *next;   /* [n_blocks] the next row that does, or n_rows */
     bool *made;      /* [n_blocks] it exists */
 };

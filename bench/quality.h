@@ -59,6 +59,7 @@ struct quality_hits {
     uint32_t row;     /* rows seen */
     int32_t own_block;
     uint32_t *touch; /* [n_pools][n_blocks] owned: the last row that selected it */
+    float *weight;   /* [n_pools][n_blocks] owned: as of then (kv_policy.h) */
     bool *held;      /* [n_pools][n_blocks] owned: in the larger tier */
     int32_t *n_held; /* [n_pools] owned */
     uint64_t selected;

@@ -16,9 +16,10 @@ enum nosa_status quality_hits_create(struct quality_hits *hits,
     };
     size_t cells = (size_t)hits->n_pools * (size_t)hits->n_blocks;
     hits->touch = calloc(cells, sizeof *hits->touch);
+    hits->weight = calloc(cells, sizeof *hits->weight);
     hits->held = calloc(cells, sizeof *hits->held);
     hits->n_held = calloc((size_t)hits->n_pools, sizeof *hits->n_held);
-    if (hits->touch && hits->held && hits->n_held) {
+    if (hits->touch && hits->weight && hits->held && hits->n_held) {
         quality_hits_restart(hits);
         return NOSA_OK;
     }
@@ -28,6 +29,7 @@ enum nosa_status quality_hits_create(struct quality_hits *hits,
 
 void quality_hits_destroy(struct quality_hits *hits)
 {
+    free(hits->weight);
     free(hits->touch);
     free(hits->held);
     free(hits->n_held);
@@ -38,6 +40,7 @@ void quality_hits_restart(struct quality_hits *hits)
 {
     size_t cells = (size_t)hits->n_pools * (size_t)hits->n_blocks;
     memset(hits->touch, 0, sizeof *hits->touch * cells);
+    memset(hits->weight, 0, sizeof *hits->weight * cells);
     memset(hits->held, 0, sizeof *hits->held * cells);
     memset(hits->n_held, 0, sizeof *hits->n_held * (size_t)hits->n_pools);
     hits->row = 0;
@@ -48,6 +51,7 @@ void quality_hits_restart(struct quality_hits *hits)
 static void shrink(struct quality_hits *hits, int32_t pool, const float *e)
 {
     const uint32_t *touch = hits->touch + (size_t)pool * (size_t)hits->n_blocks;
+    const float *weight = hits->weight + (size_t)pool * (size_t)hits->n_blocks;
     bool *held = hits->held + (size_t)pool * (size_t)hits->n_blocks;
     for (; hits->n_held[pool] > hits->capacity; hits->n_held[pool]--) {
         int32_t victim = -1;
@@ -56,7 +60,9 @@ static void shrink(struct quality_hits *hits, int32_t pool, const float *e)
             if (!held[block] || touch[block] == hits->row)
                 continue;
             uint64_t key = nosa_kv_policy_key(
-                NOSA_KV_POLICY_EDDMA, (struct nosa_kv_policy_input){touch[block], e[block]});
+                NOSA_KV_POLICY_EDDMA, (struct nosa_kv_policy_input){.last_touch = touch[block],
+                                                                    .weight = weight[block],
+                                                                    .e = e[block]});
             if (victim >= 0 && key >= smallest)
                 continue;
             victim = block;
@@ -72,6 +78,7 @@ static void see_pool(struct quality_hits *hits, int32_t pool, int32_t made_first
 {
     const int32_t *selected = row->selected + (int64_t)pool * row->topk;
     uint32_t *touch = hits->touch + (size_t)pool * (size_t)hits->n_blocks;
+    float *weight = hits->weight + (size_t)pool * (size_t)hits->n_blocks;
     bool *held = hits->held + (size_t)pool * (size_t)hits->n_blocks;
     bool counts = row->position >= hits->step_first;
     for (int32_t block = made_first; block < row->n_blocks; block++) {
@@ -86,6 +93,7 @@ static void see_pool(struct quality_hits *hits, int32_t pool, int32_t made_first
         hits->hits_larger += counts && held[block];
         hits->n_held[pool] += !held[block];
         held[block] = true;
+        weight[block] = nosa_kv_policy_weight(weight[block], touch[block], hits->row);
         touch[block] = hits->row;
     }
     shrink(hits, pool, row->e + pool * row->e_stride);

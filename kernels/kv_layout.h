@@ -70,6 +70,9 @@ struct nosa_kv_view {
     uint32_t *slot_touch;  /* [n_layers * n_kv_heads * n_slots] step of the last use */
     uint8_t *slot_fetched; /* [n_layers * n_kv_heads * n_slots] 1: brought up before it was asked
                               for, and not used since */
+    uint32_t *record_use;  /* [n_layers * n_kv_heads * n_blocks] step that selected it last */
+    float *record_weight;  /* [n_layers * n_kv_heads * n_blocks] how often steps selected it, as of
+                              that one (kv_policy.h); 0: none did */
     uint8_t *block_class;  /* [n_blocks] enum nosa_kv_class */
     int32_t *block_image;  /* [n_blocks] image that holds the block's records, or
                               NOSA_KV_IMAGE_NONE */

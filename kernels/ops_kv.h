@@ -20,7 +20,7 @@ struct nosa_batch_view;
 
 /* Which record of a pool gives up its slot first; see policy.h of the store for the keys. */
 enum nosa_kv_policy {
-    NOSA_KV_POLICY_EDDMA = 0,    /* used longest ago; of equals the lowest E */
+    NOSA_KV_POLICY_EDDMA = 0,    /* used least often lately; of equals the lowest E */
     NOSA_KV_POLICY_LRU = 1,      /* used longest ago */
     NOSA_KV_POLICY_LOWEST_E = 2, /* lowest E; of equals the one used longest ago */
 };
@@ -55,8 +55,8 @@ struct nosa_kv_record_name {
     int32_t kv_head; /* of the model; a rank passes over the heads that are not its own */
 };
 
-/* Writes class and image of blocks. Blocks of `forget` lose their slots in every pool first (their
- * id is used anew, or for nothing). */
+/* Writes class and image of blocks. Blocks of `forget` lose their slots in every pool first, and
+ * what is known of their use (their id is used anew, or for nothing). */
 struct nosa_kv_update_params {
     const struct nosa_kv_view *kv;
     int32_t n_forget;
@@ -103,6 +103,8 @@ struct nosa_kv_hits {
     uint64_t in_place; /* records that were read where they lay in an image: no slot was left */
     uint64_t absent;   /* records in neither: fetched from NVMe by the host */
     uint64_t prefetched_used; /* records that a fetch brought and that were now used first */
+    uint64_t fresh; /* records selected for the first time since step fresh_since: over the steps
+                       since then, the distinct ones; a shared one counts where it was first */
 };
 
 struct nosa_kv_absent {
@@ -121,6 +123,12 @@ struct nosa_kv_absent {
  * there. A record that has neither slot nor image gets a slot and is listed in `absent` for the
  * host, which fills it before attention runs; there are always slots for these (the host sees to
  * it by the number of rows).
+ *
+ * The copies need not have ended when later work on the stream begins: a backend may leave them to
+ * a stream of its own, and let the attention that follows form the runs whose records were there
+ * first and wait for the copies before the others. Runs are merged in list order either way. What
+ * else reads or writes these slots (the next look-up of the layer, kv_save, the host after
+ * synchronisation) comes after the copies.
  */
 struct nosa_kv_resolve_params {
     const struct nosa_batch_view *batch;
@@ -130,6 +138,7 @@ struct nosa_kv_resolve_params {
     int32_t n_rows;
     enum nosa_kv_policy policy;
     uint32_t step;
+    uint32_t fresh_since;    /* at most `step`: hits.fresh counts from there */
     const int32_t *selected; /* [n_rows of the batch][n_kv_heads][topk], or NULL: every visible */
     const int32_t *selected_count; /* [n_rows of the batch][n_kv_heads] */
     int32_t topk;

@@ -545,30 +545,69 @@ uint32_t nosa_extent_store_pending(struct nosa_extent_store *store)
     return pending;
 }
 
+/* Accepts a read that the calling thread waits for; false when it has to wait for a place that one
+ * of its `open` earlier reads will leave. */
+static bool begin_waited(struct nosa_extent_store *store, struct nosa_extent_read *read,
+                         uint32_t open)
+{
+    read->request = NOSA_INDEX_NONE;
+    read->status = accept_records(store, read->token, read->handle, read->records, read->buffers,
+                                  read->n, &read->request);
+    if (read->status == NOSA_OK) {
+        store->requests[read->request].waited = true;
+        store->waited++;
+    } else {
+        read->request = NOSA_INDEX_NONE;
+    }
+    return read->status != NOSA_UNAVAILABLE || open == 0;
+}
+
+/* Reports the waited reads that have ended; returns how many. */
+static uint32_t end_waited(struct nosa_extent_store *store, struct nosa_extent_read *reads,
+                           uint32_t n)
+{
+    uint32_t ended = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        int32_t request = reads[i].request;
+        if (request == NOSA_INDEX_NONE || !store->requests[request].ended)
+            continue;
+        store->requests[request].waited = false;
+        store->waited--;
+        report(store, request, &reads[i].completion);
+        reads[i].request = NOSA_INDEX_NONE;
+        ended++;
+    }
+    return ended;
+}
+
+void nosa_extent_store_read_batch_wait(struct nosa_extent_store *store,
+                                       struct nosa_extent_read *reads, uint32_t n_reads)
+{
+    uint32_t begun = 0, open = 0;
+
+    pthread_mutex_lock(&store->mutex);
+    while (begun < n_reads || open > 0) {
+        while (begun < n_reads && begin_waited(store, &reads[begun], open))
+            open += reads[begun++].status == NOSA_OK;
+        nosa_extent_progress(store);
+        uint32_t ended = end_waited(store, reads, begun);
+        open -= ended;
+        if (ended == 0 && open > 0)
+            nosa_extent_wait(store, store->deadline_ns);
+    }
+    pthread_mutex_unlock(&store->mutex);
+}
+
 enum nosa_status nosa_extent_store_read_records_wait(struct nosa_extent_store *store,
                                                      uint64_t token,
                                                      struct nosa_extent_handle handle,
                                                      const uint32_t *records, void *const *buffers,
                                                      uint32_t n, struct nosa_extent_completion *out)
 {
-    int32_t request;
-
-    pthread_mutex_lock(&store->mutex);
-    enum nosa_status status = accept_records(store, token, handle, records, buffers, n, &request);
-    if (status == NOSA_OK) {
-        struct request *self = &store->requests[request];
-        self->waited = true;
-        store->waited++;
-        for (;;) {
-            nosa_extent_progress(store);
-            if (self->ended)
-                break;
-            nosa_extent_wait(store, store->deadline_ns);
-        }
-        self->waited = false;
-        store->waited--;
-        report(store, request, out);
-    }
-    pthread_mutex_unlock(&store->mutex);
-    return status;
+    struct nosa_extent_read read = {
+        .token = token, .handle = handle, .records = records, .buffers = buffers, .n = n};
+    nosa_extent_store_read_batch_wait(store, &read, 1);
+    if (read.status == NOSA_OK)
+        *out = read.completion;
+    return read.status;
 }

@@ -23,9 +23,9 @@
  * first with ascending `use` never loses a block before those that continue it. Extents of other
  * identities take part in this order and are never found.
  *
- * One thread owns the store; nosa_extent_store_read_records_wait alone may be called from others
- * beside it. Nothing is allocated after open. No call but open, close, poll with wait_ms and
- * read_records_wait blocks on the device.
+ * One thread owns the store; nosa_extent_store_read_records_wait and read_batch_wait alone may be
+ * called from others beside it. Nothing is allocated after open. No call but open, close, poll with
+ * wait_ms and these two blocks on the device.
  *
  * Memory that a request names is borrowed until its completion. A device may stop answering: then
  * the request completes as TIMED_OUT with buffer_held set, and its memory must stay as it is until
@@ -261,6 +261,25 @@ uint32_t nosa_extent_store_pending(struct nosa_extent_store *store);
 enum nosa_status nosa_extent_store_read_records_wait(
     struct nosa_extent_store *store, uint64_t token, struct nosa_extent_handle handle,
     const uint32_t *records, void *const *buffers, uint32_t n, struct nosa_extent_completion *out);
+
+/* One of several reads of records that a thread waits for. */
+struct nosa_extent_read {
+    uint64_t token;
+    struct nosa_extent_handle handle;
+    const uint32_t *records; /* [n] borrowed, as are the buffers */
+    void *const *buffers;
+    uint32_t n;
+    int32_t request; /* the store's while the call runs */
+    /* results */
+    enum nosa_status status; /* of the acceptance */
+    struct nosa_extent_completion completion;
+};
+
+/* The same for many reads: all are at the device side by side, as far as its depth and
+ * requests_max go, and those that have come are verified while others are on their way. Results as
+ * above in each entry; UNAVAILABLE only when other requests take all places. */
+void nosa_extent_store_read_batch_wait(struct nosa_extent_store *store,
+                                       struct nosa_extent_read *reads, uint32_t n_reads);
 
 /* ---- accounting ----------------------------------------------------------------------------- */
 

@@ -147,6 +147,7 @@ int32_t nosa_image_pool_take(struct nosa_image_pool *pool, int32_t block, enum n
     int32_t image = pool->free_first;
     nosa_image_pool_move(pool, image, to);
     pool->images[image].block = block;
+    pool->images[image].use = NOSA_IMAGE_USE_UNKNOWN;
     return image;
 }
 

@@ -45,13 +45,19 @@ enum nosa_image_state {
 
 #define NOSA_IMAGE_STATES 5
 
+/* Of an image whose use nobody has reported: as if each record had been used two half-lives ago
+ * (kv_policy.h). */
+#define NOSA_IMAGE_USE_UNKNOWN 0.25f
+
 struct nosa_image {
     uint8_t state; /* enum nosa_image_state */
     bool on_list;  /* CACHED and not pinned */
     bool on_nvme;  /* an extent holds the same bytes */
     bool named;    /* its key is set: others may find it */
     bool hidden;  /* CACHED without being findable: another image has the key; goes when unpinned */
-    float value;  /* what the store thinks it is worth (E); the lowest is given up first */
+    float use;    /* how often steps lately used those of its records that have no slot; see
+                     NOSA_IMAGE_USE_UNKNOWN */
+    float value;  /* what the store thinks it is worth (E) */
     int32_t pins; /* suspended sequences, and one for a write under way */
     int32_t block; /* SAVING, LOADING, HELD: the block of the first tier */
     int32_t newer; /* FREE: next free; on the list: the one used next after it */

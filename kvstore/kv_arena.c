@@ -49,7 +49,8 @@ static enum nosa_status check_options(const struct nosa_kv_arena_options *option
 
 size_t nosa_kv_id_bytes(const struct nosa_kv_geometry *geometry)
 {
-    return records_per_block(geometry) * (nosa_kv_summary_bytes(geometry) + sizeof(int32_t));
+    size_t tables = sizeof(int32_t) + sizeof(uint32_t) + sizeof(float); /* slot, use, weight */
+    return records_per_block(geometry) * (nosa_kv_summary_bytes(geometry) + tables);
 }
 
 size_t nosa_kv_slot_bytes(const struct nosa_kv_geometry *geometry)
@@ -59,7 +60,8 @@ size_t nosa_kv_slot_bytes(const struct nosa_kv_geometry *geometry)
 
 size_t nosa_kv_block_bytes(const struct nosa_kv_geometry *geometry)
 {
-    return nosa_kv_id_bytes(geometry) + nosa_kv_slot_bytes(geometry);
+    return records_per_block(geometry) * (nosa_kv_summary_bytes(geometry) + sizeof(int32_t)) +
+           nosa_kv_slot_bytes(geometry);
 }
 
 /* An array of the view: where its pointer lives and how large it is; 0 bytes: there is none. */
@@ -68,7 +70,7 @@ struct view_array {
     size_t bytes;
 };
 
-#define VIEW_ARRAYS 10
+#define VIEW_ARRAYS 12
 
 static void list_arrays(struct nosa_kv_view *view, struct view_array arrays[VIEW_ARRAYS])
 {
@@ -87,6 +89,8 @@ static void list_arrays(struct nosa_kv_view *view, struct view_array arrays[VIEW
         {(void **)&view->slot_block, tiered * n_slots * sizeof(int32_t)},
         {(void **)&view->slot_touch, tiered * n_slots * sizeof(uint32_t)},
         {(void **)&view->slot_fetched, tiered * n_slots},
+        {(void **)&view->record_use, tiered * n_records * sizeof(uint32_t)},
+        {(void **)&view->record_weight, tiered * n_records * sizeof(float)},
         {(void **)&view->block_class, tiered * n_blocks},
         {(void **)&view->block_image, tiered * n_blocks * sizeof(int32_t)},
     };

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "kv_policy.h"
 #include "kv_store_internal.h"
 
 /* After so many failures in a row the tier is left alone for a while. */
@@ -22,9 +23,6 @@
 
 #define COMPLETIONS 32
 
-/* Tokens of reads into staging buffers; others are image numbers. */
-#define STAGING_TOKEN (UINT64_C(1) << 32)
-
 /* ---- creation ------------------------------------------------------------------------------- */
 
 enum nosa_status nosa_kv_nvme_create(struct nosa_kv_store *store, struct nosa_error *error)
@@ -35,6 +33,7 @@ enum nosa_status nosa_kv_nvme_create(struct nosa_kv_store *store, struct nosa_er
     struct nosa_extent_store_info info;
 
     pthread_mutex_init(&nvme->staging_mutex, NULL);
+    pthread_cond_init(&nvme->staging_changed, NULL);
     nvme->absent = calloc(n_blocks, sizeof *nvme->absent);
     nvme->cold = calloc(n_blocks, sizeof *nvme->cold);
     nvme->lost = calloc(n_blocks, sizeof *nvme->lost);
@@ -47,15 +46,7 @@ enum nosa_status nosa_kv_nvme_create(struct nosa_kv_store *store, struct nosa_er
         nosa_number_ring_create(&nvme->to_write, n_images) != NOSA_OK)
         return nosa_error_set(error, NOSA_OUT_OF_MEMORY,
                               "KV store: no memory for the NVMe tier of %zu blocks", n_blocks);
-    size_t staging_bytes = (size_t)store->tiers.options.geometry.n_kv_heads *
-                           nosa_kv_record_bytes(&store->tiers.options.geometry);
-    NOSA_ASSERT(store->tiers.options.geometry.n_kv_heads <= NOSA_KV_STAGING_RECORDS_MAX);
-    for (int32_t i = 0; i < NOSA_KV_STAGINGS; i++) {
-        nvme->staging[i] = aligned_alloc(NOSA_IO_ALIGNMENT, staging_bytes);
-        if (!nvme->staging[i])
-            return nosa_error_set(error, NOSA_OUT_OF_MEMORY,
-                                  "KV store: no memory for reads of %zu bytes", staging_bytes);
-    }
+    NOSA_TRY(nosa_kv_stagings_create(nvme, &store->tiers.options.geometry, error));
     nvme->extents = store->tiers.options.extents;
     nvme->clock = store->tiers.options.clock ? store->tiers.options.clock : nosa_clock_system();
     nosa_extent_store_info(nvme->extents, &info);
@@ -65,9 +56,8 @@ enum nosa_status nosa_kv_nvme_create(struct nosa_kv_store *store, struct nosa_er
 
 void nosa_kv_nvme_destroy(struct nosa_kv_nvme *nvme)
 {
-    for (int32_t i = 0; i < NOSA_KV_STAGINGS; i++)
-        if (!nvme->staging_used[i]) /* else a device may still write to it */
-            free(nvme->staging[i]);
+    nosa_kv_stagings_destroy(nvme);
+    pthread_cond_destroy(&nvme->staging_changed);
     pthread_mutex_destroy(&nvme->staging_mutex);
     nosa_number_ring_destroy(&nvme->to_write);
     nosa_number_ring_destroy(&nvme->to_read);
@@ -159,9 +149,6 @@ int32_t nosa_kv_nvme_adopt(struct nosa_kv_sequence *sequence, int32_t index)
     if (!usable(nvme) || nosa_prefix_cache_available(&store->cache) == 0 ||
         nosa_prefix_index_find(&store->cache.index, key) != NOSA_BLOCK_NONE)
         return NOSA_BLOCK_NONE;
-    /* In a tight first tier the block stays in its image: there must be one for it. */
-    if (tiers->tight && nosa_image_pool_available(&tiers->pool) <= nvme->to_read.count)
-        return NOSA_BLOCK_NONE;
     if (sequence->nvme_choice == NVME_UNDECIDED)
         sequence->nvme_choice = (uint8_t)choose(sequence, index);
     struct nosa_extent_handle handle = find(sequence, index);
@@ -216,6 +203,7 @@ static void fail_read(struct nosa_kv_store *store, int32_t block)
         for (int32_t index = sequence->n_ready; index < sequence->n_blocks; index++)
             if (sequence->blocks[index] == block) {
                 truncate(sequence, index);
+                nosa_kv_nvme_drop_cold_tail(sequence);
                 break;
             }
     }
@@ -223,7 +211,9 @@ static void fail_read(struct nosa_kv_store *store, int32_t block)
         nosa_prefix_cache_evict(&store->cache, block);
 }
 
-/* Starts reading an absent block; false when it has to wait. */
+/* Starts reading an absent block; false when it has to wait. In a tight first tier it stays in its
+ * image, and there may be more blocks than images: those that came before it are then left to NVMe
+ * again, now that their summaries are in the first tier. */
 static bool start_read(struct nosa_kv_store *store, int32_t block)
 {
     struct nosa_kv_tiers *tiers = &store->tiers;
@@ -235,9 +225,9 @@ static bool start_read(struct nosa_kv_store *store, int32_t block)
         nosa_prefix_cache_evict(&store->cache, block); /* nobody waits for it */
         return true;
     }
-    int32_t image = nosa_image_pool_take(&tiers->pool, block, NOSA_IMAGE_LOADING);
-    if (image == NOSA_KV_IMAGE_NONE)
+    if (nosa_image_pool_available(&tiers->pool) == 0 && !nosa_kv_nvme_demote(store))
         return false;
+    int32_t image = nosa_image_pool_take(&tiers->pool, block, NOSA_IMAGE_LOADING);
     enum nosa_status status = nosa_extent_store_read_image(
         nvme->extents, (uint64_t)image, nvme->handle[block],
         tiers->images_view.images + (size_t)image * tiers->images_view.image_bytes);
@@ -255,6 +245,19 @@ static bool start_read(struct nosa_kv_store *store, int32_t block)
     return true;
 }
 
+/* The mean over layers and KV heads of the block's E. */
+static float image_value(const struct nosa_kv_tiers *tiers, int32_t image)
+{
+    const struct nosa_kv_geometry *geometry = &tiers->options.geometry;
+    double sum = 0;
+    if (!tiers->options.has_bias)
+        return 0;
+    for (int32_t layer = 0; layer < geometry->n_layers; layer++)
+        for (int32_t kv_head = 0; kv_head < geometry->n_kv_heads; kv_head++)
+            sum += (double)nosa_kv_image_e(tiers, image, layer, kv_head);
+    return (float)(sum / (geometry->n_layers * geometry->n_kv_heads));
+}
+
 static void end_read(struct nosa_kv_store *store, const struct nosa_extent_completion *done)
 {
     struct nosa_kv_tiers *tiers = &store->tiers;
@@ -265,6 +268,7 @@ static void end_read(struct nosa_kv_store *store, const struct nosa_extent_compl
     if (done->result == NOSA_EXTENT_OK) {
         nosa_image_pool_move(&tiers->pool, image, NOSA_IMAGE_HELD);
         tiers->pool.images[image].on_nvme = true;
+        tiers->pool.images[image].value = image_value(tiers, image);
         nvme->read_blocks++;
         if (block == NOSA_KV_BLOCK_NONE) {
             nosa_image_pool_drop(&tiers->pool, image, true);
@@ -286,19 +290,6 @@ static void end_read(struct nosa_kv_store *store, const struct nosa_extent_compl
 }
 
 /* ---- writing -------------------------------------------------------------------------------- */
-
-/* The mean over layers and KV heads of the block's E. */
-static float image_value(const struct nosa_kv_tiers *tiers, int32_t image)
-{
-    const struct nosa_kv_geometry *geometry = &tiers->options.geometry;
-    double sum = 0;
-    if (!tiers->options.has_bias)
-        return 0;
-    for (int32_t layer = 0; layer < geometry->n_layers; layer++)
-        for (int32_t kv_head = 0; kv_head < geometry->n_kv_heads; kv_head++)
-            sum += (double)nosa_kv_image_e(tiers, image, layer, kv_head);
-    return (float)(sum / (geometry->n_layers * geometry->n_kv_heads));
-}
 
 void nosa_kv_nvme_want_written(struct nosa_kv_store *store, int32_t image)
 {
@@ -398,8 +389,14 @@ static bool is_tail(const struct nosa_kv_store *store, int32_t block)
     return false;
 }
 
-/* The HELD image of the lowest value whose block can do without: its bytes are on NVMe too, nobody
- * reads the image, no step still has to load its summary, and no window to come reaches into it. */
+/* Recency first, as traces have it; E where use says nothing (docs/kv-tiers.md). */
+static bool worth_less(const struct nosa_image *a, const struct nosa_image *b)
+{
+    return a->use != b->use ? a->use < b->use : a->value < b->value;
+}
+
+/* The HELD image worth least whose block can do without: its bytes are on NVMe too, nobody reads
+ * the image, no step still has to load its summary, and no window to come reaches into it. */
 static int32_t least_image(const struct nosa_kv_store *store)
 {
     const struct nosa_image_pool *pool = &store->tiers.pool;
@@ -407,7 +404,7 @@ static int32_t least_image(const struct nosa_kv_store *store)
     for (int32_t i = 0; i < pool->n_images; i++) {
         const struct nosa_image *entry = &pool->images[i];
         if (entry->state == NOSA_IMAGE_HELD && entry->on_nvme && entry->pins == 0 &&
-            (least == NOSA_KV_IMAGE_NONE || entry->value < pool->images[least].value) &&
+            (least == NOSA_KV_IMAGE_NONE || worth_less(entry, &pool->images[least])) &&
             !store->tiers.loading[entry->block] && !is_tail(store, entry->block))
             least = i;
     }
@@ -447,6 +444,46 @@ bool nosa_kv_nvme_demote(struct nosa_kv_store *store)
     return false;
 }
 
+/* Steps between two reports of use: a quarter of what the weights forget by half. */
+#define USE_STEPS 2
+
+bool nosa_kv_store_wants_use(const struct nosa_kv_store *store)
+{
+    const struct nosa_kv_tiers *tiers = &store->tiers;
+    return tiers->tight && tiers->nvme.extents && nosa_image_pool_available(&tiers->pool) == 0 &&
+           tiers->step - tiers->nvme.use_step >= USE_STEPS;
+}
+
+/* What a record's image is worth to its pool: how often steps used it lately, and nothing while the
+ * first tier has it too. */
+static float record_worth(const struct nosa_kv_view *view, int64_t record, uint32_t step)
+{
+    if (view->record_slot[record] != NOSA_KV_SLOT_NONE)
+        return 0;
+    /* but the use that the function adds */
+    return nosa_kv_policy_weight(view->record_weight[record], view->record_use[record], step) -
+           1.0f;
+}
+
+void nosa_kv_store_report_use(struct nosa_kv_store *store, const struct nosa_kv_view *view,
+                              bool first)
+{
+    struct nosa_kv_tiers *tiers = &store->tiers;
+    int32_t pools = view->geometry.n_layers * view->geometry.n_kv_heads;
+    float records = (float)(tiers->options.geometry.n_layers * tiers->options.geometry.n_kv_heads);
+
+    tiers->nvme.use_step = tiers->step;
+    for (int32_t i = 0; i < tiers->pool.n_images; i++) {
+        struct nosa_image *image = &tiers->pool.images[i];
+        if (image->state != NOSA_IMAGE_HELD)
+            continue;
+        float sum = 0;
+        for (int32_t pool = 0; pool < pools; pool++)
+            sum += record_worth(view, (int64_t)pool * view->n_blocks + image->block, tiers->step);
+        image->use = (first ? 0 : image->use) + sum / records;
+    }
+}
+
 void nosa_kv_nvme_drop_cold_tail(struct nosa_kv_sequence *sequence)
 {
     const struct nosa_kv_nvme *nvme = &sequence->store->tiers.nvme;
@@ -456,74 +493,6 @@ void nosa_kv_nvme_drop_cold_tail(struct nosa_kv_sequence *sequence)
         n_blocks--;
     if (n_blocks < sequence->n_blocks)
         truncate(sequence, n_blocks);
-}
-
-/* A buffer for the records of one block and layer, or -1: the device holds on to all. */
-static int32_t take_staging(struct nosa_kv_nvme *nvme)
-{
-    int32_t taken = -1;
-    pthread_mutex_lock(&nvme->staging_mutex);
-    for (int32_t i = 0; i < NOSA_KV_STAGINGS && taken < 0; i++)
-        if (!nvme->staging_used[i])
-            taken = i;
-    if (taken >= 0)
-        nvme->staging_used[taken] = true;
-    pthread_mutex_unlock(&nvme->staging_mutex);
-    return taken;
-}
-
-static void free_staging(struct nosa_kv_nvme *nvme, int32_t staging)
-{
-    pthread_mutex_lock(&nvme->staging_mutex);
-    nvme->staging_used[staging] = false;
-    pthread_mutex_unlock(&nvme->staging_mutex);
-}
-
-/* Reads the records of one block, absent[0 .. n), all of one layer. Through a buffer that a device
- * which does not answer may keep: slots are used again at once. */
-static bool fetch_block(struct nosa_kv_store *store, const struct nosa_kv_view *view,
-                        const struct nosa_kv_absent *absent, int32_t n)
-{
-    struct nosa_kv_nvme *nvme = &store->tiers.nvme;
-    size_t record_bytes = nosa_kv_record_bytes(&view->geometry);
-    uint32_t records[NOSA_KV_STAGING_RECORDS_MAX];
-    void *buffers[NOSA_KV_STAGING_RECORDS_MAX];
-    struct nosa_extent_completion done;
-    int32_t staging = take_staging(nvme);
-
-    if (staging < 0)
-        return false;
-    for (int32_t i = 0; i < n; i++) {
-        records[i] = (uint32_t)nosa_kv_image_index(view, absent[i].layer, absent[i].kv_head);
-        buffers[i] = nvme->staging[staging] + (size_t)i * record_bytes;
-    }
-    enum nosa_status status = nosa_extent_store_read_records_wait(
-        nvme->extents, STAGING_TOKEN + (uint64_t)staging, nvme->handle[absent[0].block], records,
-        buffers, (uint32_t)n, &done);
-    bool read = status == NOSA_OK && done.result == NOSA_EXTENT_OK;
-    for (int32_t i = 0; i < n; i++) {
-        char *slot = view->records + (size_t)absent[i].slot * record_bytes;
-        if (read)
-            memcpy(slot, buffers[i], record_bytes);
-        else
-            memset(slot, 0, record_bytes);
-    }
-    if (status != NOSA_OK || !done.buffer_held)
-        free_staging(nvme, staging);
-    return read;
-}
-
-void nosa_kv_store_fetch(struct nosa_kv_store *store, const struct nosa_kv_view *view,
-                         const struct nosa_kv_absent *absent, int32_t n_absent)
-{
-    for (int32_t first = 0, end; first < n_absent; first = end) {
-        int32_t most = first + store->tiers.options.geometry.n_kv_heads;
-        for (end = first + 1;
-             end < n_absent && end < most && absent[end].block == absent[first].block;)
-            end++;
-        if (!fetch_block(store, view, absent + first, end - first))
-            __atomic_store_n(&store->tiers.nvme.lost[absent[first].block], true, __ATOMIC_RELAXED);
-    }
 }
 
 bool nosa_kv_sequence_take_loss(struct nosa_kv_sequence *sequence)
@@ -545,8 +514,9 @@ static void end_hold(struct nosa_kv_store *store, const struct nosa_extent_compl
 {
     struct nosa_image_pool *pool = &store->tiers.pool;
     int32_t image = (int32_t)done->token;
-    if (done->token >= STAGING_TOKEN)
-        free_staging(&store->tiers.nvme, (int32_t)(done->token - STAGING_TOKEN));
+    if (done->token >= NOSA_KV_STAGING_TOKEN)
+        nosa_kv_staging_move(&store->tiers.nvme, (int32_t)(done->token - NOSA_KV_STAGING_TOKEN),
+                             NOSA_KV_STAGING_FREE);
     else if (done->kind == NOSA_EXTENT_WRITE)
         nosa_image_pool_unpin(pool, image);
     else
@@ -591,11 +561,27 @@ void nosa_kv_nvme_pump(struct nosa_kv_store *store, uint32_t wait_ms)
     start_waiting(store);
 }
 
+/* A block that waits for an image while nothing is under way that could give it one is computed. */
+static void give_up_waiting(struct nosa_kv_store *store)
+{
+    struct nosa_kv_tiers *tiers = &store->tiers;
+    struct nosa_kv_nvme *nvme = &tiers->nvme;
+    while (nvme->to_read.count > 0 && nvme->reading == 0 && nvme->writing == 0 &&
+           tiers->n_loads == 0) {
+        int32_t block = nosa_number_ring_front(&nvme->to_read);
+        if (!start_read(store, block))
+            fail_read(store, block);
+        nosa_number_ring_pop(&nvme->to_read);
+    }
+}
+
 void nosa_kv_store_poll(struct nosa_kv_store *store, uint32_t wait_ms)
 {
     NOSA_ASSERT(!store->tiers.in_step);
-    if (store->tiers.nvme.extents)
-        nosa_kv_nvme_pump(store, wait_ms);
+    if (!store->tiers.nvme.extents)
+        return;
+    nosa_kv_nvme_pump(store, wait_ms);
+    give_up_waiting(store);
 }
 
 bool nosa_kv_sequence_ready(struct nosa_kv_sequence *sequence)

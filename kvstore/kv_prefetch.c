@@ -1,8 +1,10 @@
 /*
- * What a sequence finds in slots before its first step: sink and local blocks, which every step
- * selects, and the blocks of the largest E, which NOSA's second cut selects whatever the query is
- * (docs/nosa.md, what ED-DMA governs). E is known without the model: it is the largest of the
- * window biases in the block's summary, taken over the windows that end in the block.
+ * What a sequence finds in slots before its first step. Of one that was suspended the blocks that
+ * each layer and KV head selected last are known: what comes next is mostly the same. Of a prefix
+ * that others computed nothing is known but E: sink and local blocks, which every step selects, and
+ * the blocks of the largest E, which NOSA's second cut selects whatever the query is (docs/nosa.md,
+ * what ED-DMA governs). E is known without the model: it is the largest of the window biases in the
+ * block's summary, taken over the windows that end in the block.
  */
 #include <math.h>
 
@@ -64,30 +66,100 @@ static void add(const struct prefetch *prefetch, int32_t index)
             .block = block, .layer = prefetch->layer, .kv_head = prefetch->kv_head};
 }
 
+int32_t nosa_kv_prefetch_max(const struct nosa_kv_tier_options *options)
+{
+    int32_t top = options->top_e_blocks < TOP_E_MAX ? options->top_e_blocks : TOP_E_MAX;
+    return options->sink_blocks + options->local_blocks + top;
+}
+
+static int32_t *recent_of(const struct nosa_kv_sequence *sequence, int32_t layer, int32_t kv_head)
+{
+    const struct nosa_kv_store *store = sequence->store;
+    int64_t pool = (int64_t)layer * store->options.tiers.geometry.n_kv_heads + kv_head;
+    return sequence->recent + pool * store->recent_max;
+}
+
+/* Writes the blocks of the first `n` that were used last to `recent`, latest first. */
+static void list_recent(const struct nosa_kv_sequence *sequence, int32_t n, const uint32_t *use,
+                        int32_t *recent)
+{
+    int32_t most = sequence->store->recent_max, count = 0;
+    for (int32_t i = n - 1; i >= 0; i--) { /* later ones first: they win ties */
+        uint32_t used = use[sequence->blocks[i]];
+        if (used == 0 || (count == most && used <= use[sequence->blocks[recent[most - 1]]]))
+            continue;
+        int32_t place = count < most ? count++ : most - 1;
+        for (; place > 0 && used > use[sequence->blocks[recent[place - 1]]]; place--)
+            recent[place] = recent[place - 1];
+        recent[place] = i;
+    }
+    if (count < most)
+        recent[count] = -1;
+}
+
+void nosa_kv_sequence_remember(struct nosa_kv_sequence *sequence, const struct nosa_kv_view *view,
+                               const uint32_t *record_use)
+{
+    int32_t n = sequence->computed / NOSA_BLOCK_TOKENS;
+
+    NOSA_ASSERT(sequence->open && !sequence->suspended);
+    if (!sequence->recent)
+        return;
+    for (int32_t layer = 0; layer < view->geometry.n_layers; layer++)
+        for (int32_t head = 0; head < view->geometry.n_kv_heads; head++)
+            list_recent(sequence, n, record_use + nosa_kv_record_index(view, layer, head, 0),
+                        recent_of(sequence, layer, view->image_kv_head_first + head));
+    sequence->remembers = true;
+}
+
+/* Of the first n blocks, those that the pool's last steps selected. */
+static void add_recent(const struct prefetch *prefetch, int32_t n)
+{
+    const int32_t *recent = recent_of(prefetch->sequence, prefetch->layer, prefetch->kv_head);
+    int32_t most = prefetch->sequence->store->recent_max;
+    for (int32_t i = 0; i < most && recent[i] >= 0; i++)
+        if (recent[i] < n)
+            add(prefetch, recent[i]);
+}
+
+/* Of the first n blocks sink, local and those of the largest E. */
+static void add_by_e(const struct prefetch *prefetch, int32_t n)
+{
+    const struct nosa_kv_tier_options *options = &prefetch->sequence->store->tiers.options;
+    int32_t sink = options->sink_blocks < n ? options->sink_blocks : n;
+    int32_t local = options->local_blocks < n - sink ? options->local_blocks : n - sink;
+    int32_t top = options->top_e_blocks < TOP_E_MAX ? options->top_e_blocks : TOP_E_MAX;
+    int32_t chosen[TOP_E_MAX];
+
+    for (int32_t i = n - 1; i >= n - local; i--)
+        add(prefetch, i);
+    for (int32_t i = 0; i < sink; i++)
+        add(prefetch, i);
+    int32_t count = top_blocks(prefetch->sequence, prefetch->layer, prefetch->kv_head, sink,
+                               n - local, top, chosen);
+    for (int32_t i = 0; i < count; i++)
+        add(prefetch, chosen[i]);
+}
+
 bool nosa_kv_prefetch(struct nosa_kv_sequence *sequence, struct nosa_kv_moves *moves)
 {
     const struct nosa_kv_tier_options *options = &sequence->store->tiers.options;
     int32_t n = sequence->computed / NOSA_BLOCK_TOKENS;
-    int32_t sink = options->sink_blocks < n ? options->sink_blocks : n;
-    int32_t local = options->local_blocks < n - sink ? options->local_blocks : n - sink;
-    int32_t top = options->top_e_blocks < TOP_E_MAX ? options->top_e_blocks : TOP_E_MAX;
     int32_t pools = options->geometry.n_layers * options->geometry.n_kv_heads;
-    int32_t chosen[TOP_E_MAX];
+    int32_t most = nosa_kv_prefetch_max(options);
 
-    if ((int64_t)pools * (sink + local + top) > moves->fetch_max - moves->n_fetch)
+    if ((int64_t)pools * (most < n ? most : n) > moves->fetch_max - moves->n_fetch)
         return moves->n_fetch == 0; /* larger than any list: steps bring up what they need */
     struct prefetch prefetch = {.sequence = sequence, .moves = moves};
     for (int32_t layer = 0; layer < options->geometry.n_layers; layer++)
         for (int32_t kv_head = 0; kv_head < options->geometry.n_kv_heads; kv_head++) {
             prefetch.layer = layer;
             prefetch.kv_head = kv_head;
-            for (int32_t i = n - 1; i >= n - local; i--)
-                add(&prefetch, i);
-            for (int32_t i = 0; i < sink; i++)
-                add(&prefetch, i);
-            int32_t count = top_blocks(sequence, layer, kv_head, sink, n - local, top, chosen);
-            for (int32_t i = 0; i < count; i++)
-                add(&prefetch, chosen[i]);
+            if (sequence->remembers)
+                add_recent(&prefetch, n);
+            else
+                add_by_e(&prefetch, n);
         }
+    sequence->remembers = false;
     return true;
 }

@@ -99,6 +99,7 @@ static enum nosa_status prepare_sequence(struct nosa_kv_store *store, const uint
     sequence->private = false;
     sequence->suspended = false;
     sequence->prefetch = false;
+    sequence->remembers = false;
     sequence->idle_steps = 0;
     sequence->length = n_tokens;
     sequence->computed = 0;

@@ -34,7 +34,15 @@ static enum nosa_status take_sequences(struct nosa_kv_store *store, struct nosa_
     store->tokens = calloc(n, context_max * sizeof *store->tokens);
     store->blocks = calloc(n, blocks_max * sizeof *store->blocks);
     store->keys = calloc(n, (blocks_max + 1) * sizeof *store->keys);
-    if (!store->sequences || !store->tokens || !store->blocks || !store->keys)
+    const struct nosa_kv_tier_options *tiers = &store->options.tiers;
+    if (store->tiers.tight)
+        store->recent_max = nosa_kv_prefetch_max(tiers);
+    size_t recent = (size_t)store->recent_max * (size_t)tiers->geometry.n_layers *
+                    (size_t)tiers->geometry.n_kv_heads;
+    if (recent > 0)
+        store->recent = calloc(n, recent * sizeof *store->recent);
+    if (!store->sequences || !store->tokens || !store->blocks || !store->keys ||
+        (recent > 0 && !store->recent))
         return nosa_error_set(error, NOSA_OUT_OF_MEMORY,
                               "KV store: no memory for %d sequences of %d tokens",
                               (int)store->options.sequences_max, (int)store->options.context_max);
@@ -44,6 +52,7 @@ static enum nosa_status take_sequences(struct nosa_kv_store *store, struct nosa_
         sequence->tokens = store->tokens + i * context_max;
         sequence->blocks = store->blocks + i * blocks_max;
         sequence->keys = store->keys + i * (blocks_max + 1);
+        sequence->recent = recent > 0 ? store->recent + i * recent : NULL;
         sequence->next_closed = i + 1 < n ? (int32_t)i + 1 : SEQUENCE_NONE;
     }
     return NOSA_OK;
@@ -85,6 +94,7 @@ void nosa_kv_store_destroy(struct nosa_kv_store *store)
     if (!store)
         return;
     nosa_sha256_free(&store->hash);
+    free(store->recent);
     free(store->keys);
     free(store->blocks);
     free(store->tokens);
@@ -120,6 +130,7 @@ void nosa_kv_store_counters(const struct nosa_kv_store *store, struct nosa_kv_st
         .nvme_bypassed_blocks = tiers->nvme.bypassed_blocks,
         .nvme_recomputed_blocks = tiers->nvme.recomputed_blocks,
         .blocks_cold = tiers->nvme.n_cold,
+        .nvme_stall_ns = __atomic_load_n(&tiers->nvme.stall_ns, __ATOMIC_RELAXED),
         .nvme_bypassed = tiers->nvme.bypassed,
     };
 }

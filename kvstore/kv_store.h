@@ -70,11 +70,12 @@ struct nosa_kv_arena {
     struct nosa_device *device;
 };
 
-/* Device bytes of what every block id keeps in the first tier, over all layers and KV heads of the
- * rank (summaries and slot numbers), and of one slot in every pool (records). */
+/* Device bytes of what every block id keeps in a first tier with fewer slots than ids, over all
+ * layers and KV heads of the rank (summaries, slot numbers and use), and of one slot in every pool
+ * (records). */
 size_t nosa_kv_id_bytes(const struct nosa_kv_geometry *geometry);
 size_t nosa_kv_slot_bytes(const struct nosa_kv_geometry *geometry);
-/* Both: what a block takes in a first tier that holds everything. */
+/* What a block takes in a first tier that holds everything, where nobody asks for its use. */
 size_t nosa_kv_block_bytes(const struct nosa_kv_geometry *geometry);
 
 /* Takes the arrays, zeroed. With a slot for every id record i lies in slot i for ever; else all
@@ -107,6 +108,7 @@ struct nosa_kv_tier_options {
     int32_t local_blocks; /* the last ones, */
     int32_t top_e_blocks; /* and of each layer and KV head those of the largest E */
     bool has_bias;        /* there is an eviction head; else recency stands for E */
+    bool selects_all;     /* every visible block: a cold step passes over all of a sequence's */
 
     /* The NVMe tier, borrowed for the store's life, or NULL: complete blocks that others may find
      * are written there in the background, and prefixes are read back. Needs a host pool. */
@@ -147,6 +149,7 @@ struct nosa_kv_store_counters {
     uint64_t nvme_bypassed_blocks; /* found there, but computing was cheaper, or the tier is off */
     uint64_t nvme_recomputed_blocks; /* counted on, and lost to a read that failed */
     int32_t blocks_cold;             /* in use, with records on NVMe alone */
+    uint64_t nvme_stall_ns;          /* steps waited so long for records that NVMe alone had */
     bool nvme_bypassed;              /* the tier failed repeatedly and is left alone for now */
 };
 
@@ -262,11 +265,19 @@ bool nosa_kv_store_has_moves(const struct nosa_kv_store *store);
  * again. */
 void nosa_kv_store_report_compute(struct nosa_kv_store *store, int32_t n_tokens, uint64_t ns);
 
-/* During a step, from any rank's thread: reads records that lie on NVMe alone into their slots
- * (device memory that the host can write). A block that cannot be read is lost, and its slots hold
- * zeros: what the step computes from them is worth nothing. Blocks. */
+/* During a step, from any rank's thread: reads records of one layer that lie on NVMe alone into
+ * their slots (device memory that the host can write), many at a time; reorders the list. A block
+ * that cannot be read is lost, and its slots hold zeros: what the step computes from them is worth
+ * nothing. Blocks. */
 void nosa_kv_store_fetch(struct nosa_kv_store *store, const struct nosa_kv_view *view,
-                         const struct nosa_kv_absent *absent, int32_t n_absent);
+                         struct nosa_kv_absent *absent, int32_t n_absent);
+/* Whether blocks will be left to NVMe soon, and the choice should know what steps used. */
+bool nosa_kv_store_wants_use(const struct nosa_kv_store *store);
+/* Between steps: a rank's view, with record_slot, record_use and record_weight in memory that the
+ * host can read; `first` for the first of the ranks that hold the model's KV heads once. O(images *
+ * records). */
+void nosa_kv_store_report_use(struct nosa_kv_store *store, const struct nosa_kv_view *view,
+                              bool first);
 /* After a step, instead of committing it: whether it needed blocks of the sequence that were lost.
  * The sequence then ends before the first of them; the rest is computed again. */
 bool nosa_kv_sequence_take_loss(struct nosa_kv_sequence *sequence);
@@ -278,6 +289,12 @@ bool nosa_kv_sequence_take_loss(struct nosa_kv_sequence *sequence);
 void nosa_kv_sequence_save(struct nosa_kv_sequence *sequence);
 void nosa_kv_sequence_suspend(struct nosa_kv_sequence *sequence);
 bool nosa_kv_sequence_suspended(const struct nosa_kv_sequence *sequence);
+/* Before the sequence is suspended, so that its first step after it finds what its last ones
+ * selected: takes note of the complete blocks that each layer and KV head of a rank used last.
+ * record_use: a copy of the array of the rank's `view` that the host can read. Without it the
+ * largest E stand for them. Nothing where the first tier is not tight. */
+void nosa_kv_sequence_remember(struct nosa_kv_sequence *sequence, const struct nosa_kv_view *view,
+                               const uint32_t *record_use);
 /* Makes it ready to run again from what is still there; nosa_kv_sequence_computed says how far that
  * goes. RESOURCE_EXHAUSTED, while it stays suspended, when the first tier has too few ids free. */
 enum nosa_status nosa_kv_sequence_resume(struct nosa_kv_sequence *sequence,

@@ -1,7 +1,8 @@
 /*
  * What the files of the store share. kv_store.c creates and counts, kv_sequence.c keeps sequences,
  * kv_tiers.c knows which copies of a block exist and plans the moves of a step, kv_nvme.c reads
- * from and writes to the third tier, kv_prefetch.c says what is brought up before a first step.
+ * from and writes to the third tier, kv_fetch.c reads for steps that find records there alone, and
+ * kv_prefetch.c says what is brought up before a first step.
  *
  * Store and sequences lie in memory taken by create: sequences are an array with a list of the
  * closed ones, and each has its own stretch of three large arrays (tokens, block table, keys).
@@ -19,9 +20,17 @@
 
 #define SEQUENCE_NONE (-1)
 
-/* Reads of a step that may be under way, or held by a device that does not answer. */
-#define NOSA_KV_STAGINGS            8
-#define NOSA_KV_STAGING_RECORDS_MAX 256
+/* Reads of steps that may be under way, or held by a device that does not answer: one block's
+ * records of a layer each. */
+#define NOSA_KV_STAGINGS     32
+#define NOSA_KV_STAGINGS_MIN 8
+
+/* Tokens of reads into staging buffers; others are image numbers. */
+#define NOSA_KV_STAGING_TOKEN (UINT64_C(1) << 32)
+
+/* FREE -> USED by a step's thread; USED -> FREE at the read's end, or USED -> HELD when it has
+ * timed out; HELD -> FREE when the device lets go. */
+enum nosa_kv_staging { NOSA_KV_STAGING_FREE, NOSA_KV_STAGING_USED, NOSA_KV_STAGING_HELD };
 
 /*
  * A sequence's leading blocks are complete (computed / 64 of them) and known to the prefix cache;
@@ -33,11 +42,15 @@ struct nosa_kv_sequence {
     uint32_t *tokens;            /* borrowed: [context_max] */
     int32_t *blocks;             /* borrowed: [blocks_max]; of a suspended one: images it pins */
     struct nosa_chain_key *keys; /* borrowed: [blocks_max + 1]: the root, then one a block */
+    int32_t *recent;             /* borrowed: [pools of the model][recent_max] logical blocks that
+                                    steps selected last, latest first; -1 ends a list. NULL where
+                                    the first tier is not tight */
 
     bool open;
     bool private; /* opened so, or a key of ours named other tokens: publishes no more */
     bool suspended;
     bool prefetch;       /* its records are to be brought up before its first step */
+    bool remembers;      /* `recent` says which */
     uint8_t nvme_choice; /* enum nvme_choice: of the prefix that was found on NVMe */
     int32_t n_ready;     /* leading blocks that are known to be in memory */
     int32_t idle_steps;  /* steps that went by without the sequence */
@@ -66,14 +79,11 @@ struct nosa_kv_nvme {
     bool *cold;                        /* [n_blocks] owned: no image: NVMe has what has no slot */
     bool *lost;                        /* [n_blocks] owned: a step could not read it; atomic */
     int32_t n_cold;
-    char *staging[NOSA_KV_STAGINGS]; /* owned: records on their way to slots */
-    pthread_mutex_t staging_mutex;
-    bool staging_used[NOSA_KV_STAGINGS]; /* under staging_mutex */
-    bool *written;                       /* [n_blocks] owned: an extent has held the block */
-    struct nosa_extent_handle *handle;   /* [n_blocks] owned: of absent and cold blocks, pinned */
-    struct nosa_number_ring to_read;     /* absent blocks that wait for an image */
-    struct nosa_number_ring to_write;    /* images */
-    int32_t *freed; /* [n_images] owned: images that end with the step's loads */
+    bool *written;                     /* [n_blocks] owned: an extent has held the block */
+    struct nosa_extent_handle *handle; /* [n_blocks] owned: of absent and cold blocks, pinned */
+    struct nosa_number_ring to_read;   /* absent blocks that wait for an image */
+    struct nosa_number_ring to_write;  /* images */
+    int32_t *freed;                    /* [n_images] owned: images that end with the step's loads */
     int32_t n_freed;
     int32_t reading, writing;
     uint64_t epoch; /* of use: grows with every sequence closed */
@@ -81,8 +91,19 @@ struct nosa_kv_nvme {
     int32_t failures; /* in a row */
     uint64_t bypass_until_ns;
     bool bypassed;
+    uint32_t use_step; /* in which use was reported last */
     double compute_ns; /* of a token; 0: not known */
     uint64_t read_blocks, written_blocks, bypassed_blocks, recomputed_blocks;
+
+    /* kv_fetch.c: buffers of records on their way to slots, fixed after create */
+    int32_t n_stagings;
+    char *staging_memory;      /* [n_stagings][KV heads][record bytes] owned */
+    uint32_t *staging_records; /* [n_stagings][KV heads] owned: records of each one's read */
+    void **staging_buffers;    /* [n_stagings][KV heads] owned: where they go */
+    pthread_mutex_t staging_mutex;
+    pthread_cond_t staging_changed;
+    uint8_t staging_state[NOSA_KV_STAGINGS]; /* under the mutex: enum nosa_kv_staging */
+    uint64_t stall_ns;                       /* atomic: steps waited so long for reads */
 };
 
 /* Which copies of each block exist. Without a host pool nothing of it is used. */
@@ -120,6 +141,8 @@ struct nosa_kv_store {
     uint32_t *tokens;                   /* owned: [sequences_max][context_max] */
     int32_t *blocks;                    /* owned: [sequences_max][blocks_max] */
     struct nosa_chain_key *keys;        /* owned: [sequences_max][blocks_max + 1] */
+    int32_t *recent;                    /* owned: [sequences_max][pools][recent_max], or NULL */
+    int32_t recent_max;                 /* of a pool: what a first step finds brought up */
 
     struct nosa_prefix_cache cache;
     struct nosa_kv_tiers tiers;
@@ -189,6 +212,13 @@ void nosa_kv_nvme_touch(struct nosa_kv_sequence *sequence);
 /* Takes what has ended and starts what waits. */
 void nosa_kv_nvme_pump(struct nosa_kv_store *store, uint32_t wait_ms);
 
+/* On failure destroy frees what was taken. */
+enum nosa_status nosa_kv_stagings_create(struct nosa_kv_nvme *nvme,
+                                         const struct nosa_kv_geometry *geometry,
+                                         struct nosa_error *error);
+void nosa_kv_stagings_destroy(struct nosa_kv_nvme *nvme);
+void nosa_kv_staging_move(struct nosa_kv_nvme *nvme, int32_t staging, enum nosa_kv_staging to);
+
 /* Makes a complete block of the first tier, which the caller then holds, from the image of the key
  * of the sequence's block `index`; NOSA_BLOCK_NONE when there is no such image or no id for it. */
 int32_t nosa_kv_tiers_adopt(struct nosa_kv_sequence *sequence, int32_t index);
@@ -206,5 +236,8 @@ float nosa_kv_image_e(const struct nosa_kv_tiers *tiers, int32_t image, int32_t 
 /* Writes what the sequence's first step should find in slots to moves->fetch; false when the list
  * has no room left. */
 bool nosa_kv_prefetch(struct nosa_kv_sequence *sequence, struct nosa_kv_moves *moves);
+
+/* Records of a pool that are brought up for a sequence at most. */
+int32_t nosa_kv_prefetch_max(const struct nosa_kv_tier_options *options);
 
 #endif

@@ -530,8 +530,8 @@ void nosa_kv_store_begin_step(struct nosa_kv_store *store, const struct nosa_kv_
         save_completing(store, &items[i], moves);
     moves->cold = has_cold(items, n_items);
     for (int32_t i = 0; i < n_items && moves->cold; i++) /* every pass is a step of its own */
-        tiers->step +=
-            (uint32_t)(items[i].end - items[i].sequence->computed + items[i].sequence->n_blocks);
+        tiers->step += (uint32_t)(items[i].end - items[i].sequence->computed +
+                                  (tiers->options.selects_all ? items[i].sequence->n_blocks : 0));
     moves->slots_per_pass = tiers->options.n_slots - tiers->locked;
     moves->rows_per_pass = moves->slots_per_pass / tiers->options.working_slots;
     if (tiers->tight)

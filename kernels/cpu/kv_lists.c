@@ -31,7 +31,9 @@ static void forget_blocks(void *context, int32_t item, int32_t thread)
     struct nosa_kv_pool pool = nosa_kv_pool_open(params->kv, item, NOSA_KV_POLICY_LRU, 0);
     (void)thread;
     for (int32_t i = 0; i < params->n_forget; i++) {
-        int32_t slot = pool.record_slot[params->forget[i]];
+        int32_t block = params->forget[i], slot = pool.record_slot[block];
+        pool.record_use[block] = 0;
+        pool.record_weight[block] = 0;
         if (slot != NOSA_KV_SLOT_NONE)
             nosa_kv_slot_clear(&pool, slot);
     }

@@ -14,6 +14,7 @@
  * missing record.
  */
 #include "cpu/kv_slots.h"
+#include "kv_policy.h"
 
 #define SERIAL_PAIRS 4096                /* fewer pairs are not worth waking threads for */
 #define SERIAL_BYTES ((size_t)64 * 1024) /* nor are so few copied bytes */
@@ -62,6 +63,7 @@ static void flush_hits(struct walk *walk)
     add(&to->in_place, walk->hits.in_place);
     add(&to->absent, walk->hits.absent);
     add(&to->prefetched_used, walk->hits.prefetched_used);
+    add(&to->fresh, walk->hits.fresh);
     walk->hits = (struct nosa_kv_hits){0};
 }
 
@@ -126,6 +128,13 @@ static inline void visit_ask(struct walk *walk, int32_t block, int32_t n_rows)
 {
     const struct nosa_kv_view *kv = walk->pool.kv;
     int32_t slot = walk->pool.record_slot[block];
+    uint32_t use = walk->pool.record_use[block];
+    if (use != walk->pool.step) {
+        float *weight = &walk->pool.record_weight[block];
+        walk->hits.fresh += use < walk->params->fresh_since;
+        *weight = nosa_kv_policy_weight(*weight, use, walk->pool.step);
+        walk->pool.record_use[block] = walk->pool.step;
+    }
     if (slot >= 0) {
         walk->hits.first += (uint64_t)n_rows;
         kv->slot_touch[slot] = walk->pool.step;

@@ -33,6 +33,8 @@ struct nosa_kv_pool {
     enum nosa_kv_policy policy;
     uint32_t step;
     int32_t *record_slot; /* [n_blocks] of this pool's records; slots are counted over all pools */
+    uint32_t *record_use; /* [n_blocks] */
+    float *record_weight; /* [n_blocks] */
     int32_t slot_first;   /* of this pool */
     int32_t layer;
     int32_t kv_head;
@@ -47,6 +49,8 @@ static inline struct nosa_kv_pool nosa_kv_pool_open(const struct nosa_kv_view *k
                                  .policy = policy,
                                  .step = step,
                                  .record_slot = kv->record_slot + (int64_t)pool * kv->n_blocks,
+                                 .record_use = kv->record_use + (int64_t)pool * kv->n_blocks,
+                                 .record_weight = kv->record_weight + (int64_t)pool * kv->n_blocks,
                                  .slot_first = pool * kv->n_slots,
                                  .layer = pool / n_kv_heads,
                                  .kv_head = pool % n_kv_heads};

@@ -5,10 +5,10 @@
  * of them, so that most slots cost two loads and a comparison. Slots come in ascending order and
  * replace the root only when they are less, so equals stay with the lower slot.
  *
- * Under `eddma` E decides only between slots that were last touched in the same step. It is a
- * maximum over r floats that lie elsewhere, so the first pass leaves it out; only if slots of the
- * threshold's rank and touch were left out while others of them got in does a second pass form E,
- * of those alone.
+ * Under `eddma` E decides only between slots that were used as often and as lately. It is a maximum
+ * over r floats that lie elsewhere, so the first pass leaves it out; only if slots of the
+ * threshold's rank and use were left out while others of them got in does a second pass form E, of
+ * those alone.
  */
 #include <math.h>
 
@@ -101,7 +101,8 @@ static inline bool candidate_of(const struct nosa_kv_pool *pool, int32_t slot, b
     *out = (struct nosa_kv_candidate){.slot = slot};
     if (block == NOSA_KV_BLOCK_NONE)
         return true;
-    struct nosa_kv_policy_input input = {.last_touch = kv->slot_touch[slot], .e = -INFINITY};
+    struct nosa_kv_policy_input input = {
+        .last_touch = kv->slot_touch[slot], .weight = pool->record_weight[block], .e = -INFINITY};
     if (input.last_touch == pool->step || kv->block_class[block] == NOSA_KV_CLASS_LOCKED)
         return false;
     if (with_bias)
@@ -120,12 +121,9 @@ static void decide_by_bias(const struct nosa_kv_pool *pool, struct heap *heap)
         if (!level(&heap->entry[i], &threshold))
             heap->entry[sure++] = heap->entry[i];
     struct heap open = {.entry = heap->entry + sure, .capacity = heap->count - sure};
-    const uint32_t *slot_touch = pool->kv->slot_touch;
-    uint32_t touch = slot_touch[threshold.slot];
     int32_t end = pool->slot_first + pool->kv->n_slots;
     for (int32_t slot = pool->slot_first; slot < end; slot++) {
-        if (slot_touch[slot] != touch || !candidate_of(pool, slot, false, &candidate) ||
-            !level(&candidate, &threshold))
+        if (!candidate_of(pool, slot, false, &candidate) || !level(&candidate, &threshold))
             continue;
         candidate_of(pool, slot, true, &candidate);
         heap_offer(&open, &candidate);

@@ -2,9 +2,11 @@
  * References of the ops that move KV between tiers. Victims are found one at a time by comparing
  * every slot with every other rule in words; lists are kept, nothing is marked in place.
  */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kv_policy.h"
 #include "reference_internal.h"
 
 /* One pool: (layer, KV head of the rank). */
@@ -87,6 +89,19 @@ static float bias_of(const struct pool *pool, int32_t block)
     return most;
 }
 
+/* The key of `eddma`, which is arithmetic: the same function. */
+static uint64_t key_of(const struct pool *pool, int32_t slot)
+{
+    const struct nosa_kv_view *kv = pool->kv;
+    int32_t block = kv->slot_block[slot];
+    float bias = bias_of(pool, block);
+    int64_t record = nosa_kv_record_index(kv, pool->layer, pool->kv_head, block);
+    struct nosa_kv_policy_input input = {.last_touch = kv->slot_touch[slot],
+                                         .weight = kv->record_weight[record],
+                                         .e = bias > -1e30f ? bias : -INFINITY};
+    return nosa_kv_policy_key(NOSA_KV_POLICY_EDDMA, input);
+}
+
 /* Whether slot a gives up its record before slot b; both may. */
 static bool goes_before(const struct pool *pool, enum nosa_kv_policy policy, int32_t a, int32_t b)
 {
@@ -99,13 +114,15 @@ static bool goes_before(const struct pool *pool, enum nosa_kv_policy policy, int
     if (kv->block_class[block_a] != kv->block_class[block_b])
         return kv->block_class[block_a] == NOSA_KV_CLASS_SPARE;
     uint32_t touch_a = kv->slot_touch[a], touch_b = kv->slot_touch[b];
+    if (policy == NOSA_KV_POLICY_EDDMA) {
+        uint64_t key_a = key_of(pool, a), key_b = key_of(pool, b);
+        return key_a != key_b ? key_a < key_b : a < b;
+    }
     float bias_a = bias_of(pool, block_a), bias_b = bias_of(pool, block_b);
     if (policy == NOSA_KV_POLICY_LOWEST_E && bias_a != bias_b)
         return bias_a < bias_b;
     if (touch_a != touch_b)
         return touch_a < touch_b;
-    if (policy == NOSA_KV_POLICY_EDDMA && bias_a != bias_b)
-        return bias_a < bias_b;
     return a < b;
 }
 
@@ -175,8 +192,12 @@ enum nosa_status nosa_reference_kv_update(struct nosa_stream *stream,
             kv->slot_touch[slot] = 0;
             kv->slot_fetched[slot] = 0;
         }
-        for (int32_t pool = 0; pool < n_pools; pool++)
-            kv->record_slot[(int64_t)pool * kv->n_blocks + params->forget[i]] = NOSA_KV_SLOT_NONE;
+        for (int32_t pool = 0; pool < n_pools; pool++) {
+            int64_t record = (int64_t)pool * kv->n_blocks + params->forget[i];
+            kv->record_slot[record] = NOSA_KV_SLOT_NONE;
+            kv->record_use[record] = 0;
+            kv->record_weight[record] = 0;
+        }
     }
     for (int32_t i = 0; i < params->n_states; i++) {
         kv->block_class[params->states[i].block] = (uint8_t)params->states[i].kv_class;
@@ -257,6 +278,14 @@ static void ask(const struct pool *pool, const struct nosa_kv_resolve_params *pa
 {
     int32_t block = nosa_reference_block(params->batch, row, logical);
     int32_t seq = params->batch->row_seq[row], slot = *record_slot(pool, block);
+    int64_t record = nosa_kv_record_index(pool->kv, pool->layer, pool->kv_head, block);
+    uint32_t *use = &pool->kv->record_use[record];
+    float *weight = &pool->kv->record_weight[record];
+    if (*use != params->step) {
+        params->hits[seq].fresh += *use < params->fresh_since;
+        *weight = nosa_kv_policy_weight(*weight, *use, params->step);
+        *use = params->step;
+    }
     if (slot == NOSA_KV_SLOT_NONE) {
         want(in_image(pool, block) ? images : nowhere, block, seq);
         return;

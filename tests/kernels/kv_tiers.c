@@ -56,6 +56,8 @@ struct tier *tier_create(const struct tier_case *tier_case)
     view->slot_block = filled(tier->n_slots * sizeof(int32_t), 0xff);
     view->slot_touch = filled(tier->n_slots * sizeof(uint32_t), 0);
     view->slot_fetched = filled(tier->n_slots, 0);
+    view->record_use = filled(tier->n_records * sizeof(uint32_t), 0);
+    view->record_weight = filled(tier->n_records * sizeof(float), 0);
     view->block_class = filled((size_t)tier_case->n_blocks, NOSA_KV_CLASS_SPARE);
     view->block_image = filled((size_t)tier_case->n_blocks * sizeof(int32_t), 0xff);
     view->images = filled(images_bytes(tier), FOREIGN_BYTE);
@@ -68,6 +70,8 @@ void tier_destroy(struct tier *tier)
     free(view->images);
     free(view->block_image);
     free(view->block_class);
+    free(view->record_weight);
+    free(view->record_use);
     free(view->slot_fetched);
     free(view->slot_touch);
     free(view->slot_block);
@@ -204,6 +208,8 @@ void tier_assert_same(const struct tier *got, const struct tier *expected, const
     assert_bytes(got, what, "slot_block", a->slot_block, b->slot_block, slots * sizeof(int32_t));
     assert_bytes(got, what, "slot_touch", a->slot_touch, b->slot_touch, slots * sizeof(uint32_t));
     assert_bytes(got, what, "slot_fetched", a->slot_fetched, b->slot_fetched, slots);
+    assert_bytes(got, what, "record_use", a->record_use, b->record_use, n * sizeof(uint32_t));
+    assert_bytes(got, what, "record_weight", a->record_weight, b->record_weight, n * sizeof(float));
     assert_bytes(got, what, "block_class", a->block_class, b->block_class, blocks);
     assert_bytes(got, what, "block_image", a->block_image, b->block_image,
                  blocks * sizeof(int32_t));

@@ -184,6 +184,29 @@ static void test_kv_resolve_shared_block_has_one_slot(void **state)
     tier_bench_close(&bench);
 }
 
+/* A record is fresh for whoever selects it first, once in three steps, in whatever place it is. */
+static void test_kv_resolve_counts_fresh_records_once(void **state)
+{
+    (void)state;
+    static const int32_t count[] = {5, 3}, selected[] = {2, 3, 5, 6, 7, 1, 2, 5};
+    static const uint32_t fresh[4][2] = {{5, 1}, {0, 0}, {0, 0}, {0, 0}};
+    struct tier_bench bench;
+    small_open(&bench, NOSA_KV_POLICY_LRU);
+    struct tier_rows *rows;
+    for (int step = 0; step < 4; step++, bench.step++) {
+        rows = small_resolve(&bench, 2, count, selected);
+        assert_int_equal(rows->hits[0].fresh, fresh[step][0]);
+        assert_int_equal(rows->hits[1].fresh, fresh[step][1]);
+        tier_rows_destroy(rows);
+    }
+    bench.step += 2; /* two steps without them */
+    rows = small_resolve(&bench, 2, count, selected);
+    assert_int_equal(rows->hits[0].fresh, 5);
+    assert_int_equal(rows->hits[1].fresh, 1);
+    tier_rows_destroy(rows);
+    tier_bench_close(&bench);
+}
+
 /* Records that nobody has come before those that could be read in place. */
 static void test_kv_resolve_absent_get_slots_first(void **state)
 {
@@ -379,6 +402,7 @@ int main(void)
         cmocka_unit_test(test_kv_resolve_without_victims_reads_in_place),
         cmocka_unit_test(test_kv_resolve_shared_block_has_one_slot),
         cmocka_unit_test(test_kv_resolve_absent_get_slots_first),
+        cmocka_unit_test(test_kv_resolve_counts_fresh_records_once),
         cmocka_unit_test(test_kv_resolve_full_counts_every_row),
         cmocka_unit_test(test_kv_resolve_part_asks_for_its_entries),
         cmocka_unit_test(test_kv_fetch_longer_than_victims_takes_first),

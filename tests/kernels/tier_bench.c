@@ -183,6 +183,8 @@ void tier_resolve(struct tier_bench *bench, struct tier_rows *rows, int32_t laye
                                                 .n_rows = n_rows,
                                                 .policy = bench->policy,
                                                 .step = bench->step,
+                                                .fresh_since =
+                                                    bench->step > 2 ? bench->step - 2 : 0,
                                                 .selected = full ? NULL : rows->selected,
                                                 .selected_count = full ? NULL : rows->count,
                                                 .topk = rows->topk,

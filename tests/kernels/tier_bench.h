@@ -24,7 +24,7 @@ struct tier_subject {
 struct tier_bench {
     const struct tier_case *tier_case;
     enum nosa_kv_policy policy;
-    uint32_t step;                   /* passed to every op */
+    uint32_t step;                   /* passed to every op; records are fresh since two before */
     struct tier_subject subjects[3]; /* the reference; the CPU with one thread, and with several */
     int32_t n_subjects;
     struct op_device devices[OP_DEVICES_MAX];

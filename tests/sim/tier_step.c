@@ -330,6 +330,8 @@ void tier_step(struct tier_world *world)
         run_layer(step, layer);
     end_moves(step);
     finish(step);
+    if (nosa_kv_store_wants_use(world->store) && tier_chance(world, 50))
+        nosa_kv_store_report_use(world->store, &world->arena.view, true);
 }
 
 void tier_step_moves(struct tier_world *world)

@@ -241,6 +241,8 @@ void tier_suspend(struct tier_world *world, int32_t index)
         printf("suspend %d at %d\n", index, nosa_kv_sequence_computed(sequence));
     nosa_kv_sequence_save(sequence);
     tier_step_moves(world);
+    if (world->arena.view.slot_block && tier_chance(world, 50))
+        nosa_kv_sequence_remember(sequence, &world->arena.view, world->arena.view.record_use);
     nosa_kv_sequence_suspend(sequence);
     world->totals->suspended++;
 }

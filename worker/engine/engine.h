@@ -47,6 +47,7 @@ struct nosa_engine_options {
     uint64_t host_kv_bytes; /* pinned host memory; 0: none; NOSA_KV_BYTES_AUTO: what the first
                                tier cannot hold */
     enum nosa_kv_policy kv_policy; /* what the first tier gives up */
+    bool kv_no_prefetch;           /* first steps bring up what they need: to measure */
     const char *nvme_directory;    /* of the third tier, which outlives the engine; NULL: none */
     uint64_t nvme_kv_bytes;        /* NOSA_KV_BYTES_AUTO: as it is, else some tens of contexts */
     uint64_t nvme_write_bytes_per_day; /* endurance budget; 0: none */
@@ -105,6 +106,12 @@ struct nosa_engine_kv_traffic {
     uint64_t nvme_written_bytes;
     uint64_t recomputed_blocks; /* counted on, and lost to a failed or spoilt read */
     uint64_t corrupt_blocks;    /* whose checksums did not match */
+    uint64_t nvme_stall_ns;     /* steps waited so long for records that NVMe alone had */
+    uint64_t nvme_blocks_held;  /* now: findable, those of earlier engines and others included */
+    uint64_t nvme_refused_full; /* writes that found no place, or were beyond the day's budget */
+    uint64_t nvme_refused_budget;
+    uint64_t nvme_failed_writes;
+    uint64_t nvme_budget_left_bytes; /* UINT64_MAX without a budget */
 };
 void nosa_engine_kv_traffic(const struct nosa_engine *engine, struct nosa_engine_kv_traffic *out);
 
@@ -153,6 +160,11 @@ struct nosa_session_kv {
     uint64_t prefetched_used; /* of the first hits, brought up before they were asked for */
 };
 void nosa_session_kv(const struct nosa_session *session, struct nosa_session_kv *out);
+
+/* Slots, in blocks, of the distinct records that the session's last steps selected (of the last 8
+ * or so, over all layers and KV heads); what several sessions selected counts for one of them. 0
+ * before its first step, and where the first tier has a slot for every block. */
+int32_t nosa_session_working_set(const struct nosa_session *session);
 
 /* Logits [vocab] from which the last token was drawn, with keep_logits; else NULL. Valid until the
  * session's next step. */

@@ -22,6 +22,8 @@ struct nosa_engine {
     struct nosa_step_tiers tiers;             /* owned; likewise */
     struct nosa_kv_step_item *kv_items;       /* [sessions_max] owned */
     struct nosa_engine_kv_traffic traffic;
+    uint32_t window; /* number of the window over which working sets are counted */
+    uint32_t window_steps;
     struct nosa_step_plan plan; /* owned */
     int32_t sessions_open;
     struct nosa_step_item *items; /* of the step in flight, borrowed; NULL: there is none */
@@ -41,6 +43,9 @@ struct nosa_session {
     int32_t prompt_length;
     int32_t cached;
     struct nosa_session_kv kv;
+    uint32_t window;         /* in which it had its last step */
+    uint64_t window_records; /* of this one so far, and of the whole one that it was in before */
+    uint64_t working_records;
     struct nosa_trace_sink trace; /* row NULL: none */
     float *logits;                /* [vocab] owned, with keep_logits */
     float *scores;                /* [tokens at open] owned, with score */

@@ -15,7 +15,8 @@
 #include "io.h"
 
 /* What a first step finds brought up: the blocks that selection forces, and by E the others. */
-static void choose_prefetch(struct nosa_engine *engine, const struct nosa_kv_demand *demand)
+static void choose_prefetch(struct nosa_engine *engine, const struct nosa_engine_options *options,
+                            const struct nosa_kv_demand *demand)
 {
     const struct nosa_sparse_config *sparse = &engine->info.config->sparse;
     int32_t local = (int32_t)sparse->window_size / NOSA_BLOCK_TOKENS + 1;
@@ -29,8 +30,14 @@ static void choose_prefetch(struct nosa_engine *engine, const struct nosa_kv_dem
         .local_blocks = local,
         .top_e_blocks = others > 0 ? others : 0,
         .has_bias = engine->info.config->has_eviction_head,
+        .selects_all = engine->info.attention == NOSA_ATTENTION_FULL,
     };
     engine->tier_options.geometry.n_kv_heads = demand->kv_heads;
+    if (options->kv_no_prefetch) {
+        engine->tier_options.sink_blocks = 0;
+        engine->tier_options.local_blocks = 0;
+        engine->tier_options.top_e_blocks = 0;
+    }
 }
 
 enum nosa_status nosa_engine_kv_choose(struct nosa_engine *engine,
@@ -61,7 +68,7 @@ enum nosa_status nosa_engine_kv_choose(struct nosa_engine *engine,
     info->kv_images = engine->sizes.n_images;
     info->kv_record_bytes = nosa_kv_record_bytes(&demand.geometry);
     if (engine->sizes.n_images > 0)
-        choose_prefetch(engine, &demand);
+        choose_prefetch(engine, options, &demand);
     return NOSA_OK;
 }
 
@@ -129,11 +136,13 @@ static enum nosa_status create_tiers(struct nosa_engine *engine,
     if (!engine->kv_items)
         return nosa_error_set(error, NOSA_OUT_OF_MEMORY, "no memory for the steps of %d sessions",
                               engine->info.sessions_max);
-    int32_t kv_heads = nosa_rank_group_rank(engine->group, 0)->arena.view.geometry.n_kv_heads;
+    const struct nosa_kv_view *view = &nosa_rank_group_rank(engine->group, 0)->arena.view;
+    int32_t kv_heads = view->geometry.n_kv_heads;
     int32_t absent_max = engine->extents ? engine->sizes.n_slots * kv_heads : 0;
-    return nosa_step_tiers_create(engine->store, options->kv_policy, options->tp,
-                                  engine->info.sessions_max, absent_max, device, &engine->tiers,
-                                  error);
+    size_t records = (size_t)view->geometry.n_layers * (size_t)kv_heads * (size_t)view->n_blocks;
+    return nosa_step_tiers_create(
+        engine->store, options->kv_policy, options->tp, engine->info.sessions_max, absent_max,
+        engine->sizes.n_slots ? records : 0, device, &engine->tiers, error);
 }
 
 /* ---- the NVMe tier -------------------------------------------------------------------------- */
@@ -248,6 +257,7 @@ void nosa_engine_kv_traffic(const struct nosa_engine *engine, struct nosa_engine
     struct nosa_extent_store_counters extents;
 
     *out = engine->traffic;
+    out->nvme_budget_left_bytes = UINT64_MAX;
     if (!engine->extents)
         return;
     nosa_kv_store_counters(engine->store, &store);
@@ -256,6 +266,12 @@ void nosa_engine_kv_traffic(const struct nosa_engine *engine, struct nosa_engine
     out->nvme_written_bytes = extents.written_bytes;
     out->recomputed_blocks = store.nvme_recomputed_blocks;
     out->corrupt_blocks = extents.corrupt_extents;
+    out->nvme_stall_ns = store.nvme_stall_ns;
+    out->nvme_blocks_held = extents.extents_valid;
+    out->nvme_refused_full = extents.refused_full;
+    out->nvme_refused_budget = extents.refused_budget;
+    out->nvme_failed_writes = extents.failed_writes;
+    out->nvme_budget_left_bytes = extents.budget_left_bytes;
 }
 
 enum nosa_status nosa_engine_poll(struct nosa_engine *engine, uint32_t wait_ms,

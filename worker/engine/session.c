@@ -147,6 +147,16 @@ void nosa_session_kv(const struct nosa_session *session, struct nosa_session_kv 
     *out = session->kv;
 }
 
+int32_t nosa_session_working_set(const struct nosa_session *session)
+{
+    const struct nosa_model_config *config = session->engine->info.config;
+    uint64_t pools = (uint64_t)config->n_layers * config->n_kv_heads;
+    uint64_t records = session->window_records > session->working_records
+                           ? session->window_records
+                           : session->working_records;
+    return (int32_t)((records + pools - 1) / pools);
+}
+
 const float *nosa_session_logits(const struct nosa_session *session)
 {
     return session->logits;
@@ -186,6 +196,9 @@ enum nosa_status nosa_session_suspend(struct nosa_session *session, struct nosa_
                               "a session whose prefix is being read cannot be suspended");
     nosa_kv_sequence_save(session->sequence);
     NOSA_TRY(nosa_engine_step_moves(engine, error));
+    for (int32_t i = 0; i < nosa_rank_group_count(engine->group); i++)
+        NOSA_TRY(nosa_rank_tiers_remember(nosa_rank_group_member(engine->group, i), &engine->tiers,
+                                          session->sequence, error));
     nosa_kv_sequence_suspend(session->sequence);
     return NOSA_OK;
 }

@@ -7,6 +7,9 @@
 /* Steps of so many tokens say how fast prompts are computed. */
 #define COMPUTE_ROWS 64
 
+/* Steps over which the records that a session selects are counted as its working set. */
+#define WINDOW_STEPS 8
+
 /* How long a step waits for blocks to reach NVMe when it has no place else. */
 #define PLACE_WAIT_MS 10000
 
@@ -177,17 +180,30 @@ static void add_hits(struct nosa_engine *engine, struct nosa_session *session, i
         session->kv.host_hits += hits->host + hits->in_place;
         session->kv.nvme_hits += hits->absent;
         session->kv.prefetched_used += hits->prefetched_used;
+        session->window_records += hits->fresh;
         engine->traffic.host_to_first_bytes += hits->host * engine->info.kv_record_bytes;
     }
+}
+
+/* The session's first step in a window ends the one that it was in before. */
+static void enter_window(const struct nosa_engine *engine, struct nosa_session *session)
+{
+    if (session->window == engine->window)
+        return;
+    session->working_records = session->window_records;
+    session->window_records = 0;
+    session->window = engine->window;
 }
 
 static void count_hits(struct nosa_engine *engine, struct nosa_session *session, int32_t index,
                        int32_t first, int32_t end)
 {
-    if (engine->sizes.n_slots)
+    if (engine->sizes.n_slots) {
+        enter_window(engine, session);
         add_hits(engine, session, index);
-    else
+    } else {
         session->kv.first_hits += count_records(&engine->info, first, end);
+    }
 }
 
 static void take_results(struct nosa_engine *engine, struct nosa_step_item *items, int32_t n_items)
@@ -250,6 +266,10 @@ static void begin_tiers(struct nosa_engine *engine, struct nosa_step_item *items
             .sequence = items[i].session->sequence,
             .end = nosa_session_computed(items[i].session) + items[i].n_tokens};
     nosa_kv_store_begin_step(engine->store, engine->kv_items, n_items, &engine->tiers.moves);
+    if (n_items > 0 && engine->window_steps++ % WINDOW_STEPS == 0) {
+        engine->window++;
+        engine->tiers.fresh_since = engine->tiers.moves.step;
+    }
     engine->plan.tiers = &engine->tiers;
 }
 
@@ -272,6 +292,17 @@ static void finish_tiers(struct nosa_engine *engine)
         traffic->prefetched_records += engine->tiers.fetched[i];
         traffic->host_to_first_bytes += engine->tiers.fetched[i] * engine->info.kv_record_bytes;
     }
+}
+
+/* What goes to NVMe is chosen by use. */
+static enum nosa_status report_use(struct nosa_engine *engine, struct nosa_error *error)
+{
+    if (!engine->host.images || !nosa_kv_store_wants_use(engine->store))
+        return NOSA_OK;
+    for (int32_t i = 0; i < nosa_rank_group_count(engine->group); i++)
+        NOSA_TRY(nosa_rank_tiers_report_use(nosa_rank_group_member(engine->group, i),
+                                            &engine->tiers, error));
+    return NOSA_OK;
 }
 
 enum nosa_status nosa_engine_step_moves(struct nosa_engine *engine, struct nosa_error *error)
@@ -325,6 +356,7 @@ enum nosa_status nosa_engine_step_finish(struct nosa_engine *engine, struct nosa
     if (status == NOSA_OK) {
         finish_tiers(engine);
         take_results(engine, engine->items, engine->n_items);
+        status = report_use(engine, error);
     }
     clear_marks(engine->items, engine->n_items);
     if (status == NOSA_OK)

@@ -31,15 +31,17 @@ static size_t n_absent_bytes(const struct nosa_step_tiers *tiers)
 
 enum nosa_status nosa_step_tiers_create(struct nosa_kv_store *store, enum nosa_kv_policy policy,
                                         int32_t n_ranks, int32_t seqs_max, int32_t absent_max,
-                                        struct nosa_device *device, struct nosa_step_tiers *out,
-                                        struct nosa_error *error)
+                                        size_t records, struct nosa_device *device,
+                                        struct nosa_step_tiers *out, struct nosa_error *error)
 {
     void *hits = NULL, *fetched = NULL, *absent = NULL, *n_absent = NULL;
+    void *record_use = NULL, *record_weight = NULL, *record_slot = NULL;
 
     *out = (struct nosa_step_tiers){.policy = policy,
                                     .n_ranks = n_ranks,
                                     .seqs_max = seqs_max,
                                     .absent_max = absent_max,
+                                    .records = records,
                                     .store = store,
                                     .device = device};
     enum nosa_status status = nosa_kv_moves_create(store, device, &out->moves, error);
@@ -51,10 +53,19 @@ enum nosa_status nosa_step_tiers_create(struct nosa_kv_store *store, enum nosa_k
         status = take(out, absent_bytes(out), &absent, error);
     if (status == NOSA_OK)
         status = take(out, n_absent_bytes(out), &n_absent, error);
+    if (status == NOSA_OK && records > 0)
+        status = take(out, records * sizeof *out->record_use, &record_use, error);
+    if (status == NOSA_OK && records > 0)
+        status = take(out, records * sizeof *out->record_weight, &record_weight, error);
+    if (status == NOSA_OK && records > 0)
+        status = take(out, records * sizeof *out->record_slot, &record_slot, error);
     out->hits = hits;
     out->fetched = fetched;
     out->absent = absent;
     out->n_absent = n_absent;
+    out->record_use = record_use;
+    out->record_weight = record_weight;
+    out->record_slot = record_slot;
     if (status != NOSA_OK)
         nosa_step_tiers_destroy(out);
     return status;
@@ -66,6 +77,12 @@ void nosa_step_tiers_destroy(struct nosa_step_tiers *tiers)
 
     if (!device)
         return;
+    device->table->memory_free(device, NOSA_MEMORY_HOST_PINNED, tiers->record_slot,
+                               tiers->records * sizeof *tiers->record_slot);
+    device->table->memory_free(device, NOSA_MEMORY_HOST_PINNED, tiers->record_weight,
+                               tiers->records * sizeof *tiers->record_weight);
+    device->table->memory_free(device, NOSA_MEMORY_HOST_PINNED, tiers->record_use,
+                               tiers->records * sizeof *tiers->record_use);
     device->table->memory_free(device, NOSA_MEMORY_HOST_PINNED, tiers->n_absent,
                                n_absent_bytes(tiers));
     device->table->memory_free(device, NOSA_MEMORY_HOST_PINNED, tiers->absent, absent_bytes(tiers));
@@ -142,6 +159,7 @@ enum nosa_status nosa_rank_tiers_resolve(struct nosa_rank *rank, const struct no
         .entry_count = pass->entry_count,
         .policy = tiers->policy,
         .step = tiers->moves.step + (uint32_t)pass->number,
+        .fresh_since = tiers->fresh_since,
         .selected = sparse ? rank->selected : NULL,
         .selected_count = sparse ? rank->selected_count : NULL,
         .topk = rank->topk,
@@ -172,6 +190,41 @@ enum nosa_status nosa_rank_tiers_read_absent(struct nosa_rank *rank,
 static bool writes_images(const struct nosa_rank *rank)
 {
     return rank->options.shard.attend_first == 0;
+}
+
+enum nosa_status nosa_rank_tiers_remember(struct nosa_rank *rank, struct nosa_step_tiers *tiers,
+                                          struct nosa_kv_sequence *sequence,
+                                          struct nosa_error *error)
+{
+    const struct nosa_device_table *table = rank->device->table;
+    if (!rank->arena.view.slot_block || !writes_images(rank))
+        return NOSA_OK;
+    table->copy(rank->stream, tiers->record_use, rank->arena.view.record_use,
+                tiers->records * sizeof *tiers->record_use);
+    NOSA_TRY(table->stream_synchronize(rank->stream, error));
+    nosa_kv_sequence_remember(sequence, &rank->arena.view, tiers->record_use);
+    return NOSA_OK;
+}
+
+enum nosa_status nosa_rank_tiers_report_use(struct nosa_rank *rank, struct nosa_step_tiers *tiers,
+                                            struct nosa_error *error)
+{
+    const struct nosa_device_table *table = rank->device->table;
+    struct nosa_kv_view view = rank->arena.view;
+    if (!writes_images(rank))
+        return NOSA_OK;
+    table->copy(rank->stream, tiers->record_use, view.record_use,
+                tiers->records * sizeof *tiers->record_use);
+    table->copy(rank->stream, tiers->record_weight, view.record_weight,
+                tiers->records * sizeof *tiers->record_weight);
+    table->copy(rank->stream, tiers->record_slot, view.record_slot,
+                tiers->records * sizeof *tiers->record_slot);
+    NOSA_TRY(table->stream_synchronize(rank->stream, error));
+    view.record_use = tiers->record_use;
+    view.record_weight = tiers->record_weight;
+    view.record_slot = tiers->record_slot;
+    nosa_kv_store_report_use(tiers->store, &view, rank->options.shard.rank == 0);
+    return NOSA_OK;
 }
 
 enum nosa_status nosa_rank_tiers_end(struct nosa_rank *rank, const struct nosa_step_plan *plan)

@@ -317,6 +317,47 @@ static void test_session_kv_counts_every_record(void **state)
     nosa_engine_close(engine);
 }
 
+/* Decodes `n` tokens of both, one row each in every step. */
+static void decode_together(struct nosa_engine *engine, struct nosa_session *sessions[2], int n)
+{
+    for (int i = 0; i < n; i++) {
+        struct nosa_step_item items[2] = {{.session = sessions[0], .n_tokens = 1},
+                                          {.session = sessions[1], .n_tokens = 1}};
+        assert_int_equal(nosa_engine_step(engine, items, 2, NULL), NOSA_OK);
+    }
+}
+
+/* What the steps of the last windows selected: at least a row's blocks, not the whole sequence, and
+ * shared records in the set of one session alone. */
+static void test_session_working_set_counts_distinct_records_once(void **state)
+{
+    const struct fixture *fixture = *state;
+    struct setting setting = {.mode = NOSA_ATTENTION_NOSA, .tp = 1, .sessions_max = 2};
+    static const char *const salts[2][2] = {{"a", "b"}, {"a", "a"}};
+    int32_t sum[2];
+    for (int shared = 0; shared < 2; shared++) {
+        setting.slots = 20;
+        struct nosa_engine *engine = open_engine(fixture, &setting);
+        struct nosa_session *sessions[2];
+        for (int i = 0; i < 2; i++) {
+            sessions[i] = open_session(engine, fixture->tokens, LENGTH - 40, salts[shared][i]);
+            assert_int_equal(nosa_session_working_set(sessions[i]), 0);
+            advance(engine, sessions[i], LENGTH - 40);
+        }
+        decode_together(engine, sessions, 32);
+        int32_t first = nosa_session_working_set(sessions[0]);
+        int32_t second = nosa_session_working_set(sessions[1]);
+        sum[shared] = first + second;
+        assert_in_range(first > second ? first : second, 6, CONTEXT_BLOCKS);
+        if (!shared)
+            assert_in_range(second, 6, CONTEXT_BLOCKS);
+        for (int i = 0; i < 2; i++)
+            nosa_session_close(sessions[i]);
+        nosa_engine_close(engine);
+    }
+    assert_true(4 * sum[1] < 3 * sum[0]); /* both draw the same tokens */
+}
+
 static void make_directory(char path[TINY_PATH_MAX])
 {
     snprintf(path, TINY_PATH_MAX, "/tmp/nosa-tiers-XXXXXX");
@@ -451,6 +492,7 @@ int main(void)
         cmocka_unit_test(test_engine_step_same_bits_in_a_batch_of_few_slots),
         cmocka_unit_test(test_engine_step_goes_on_where_cached_blocks_hold_every_image),
         cmocka_unit_test(test_session_kv_counts_every_record),
+        cmocka_unit_test(test_session_working_set_counts_distinct_records_once),
         cmocka_unit_test(test_engine_open_finds_prefixes_on_nvme),
         cmocka_unit_test(test_engine_step_reads_nvme_for_a_sequence_larger_than_memory),
         cmocka_unit_test(test_engine_open_names_the_least_that_holds_a_context),

@@ -202,6 +202,47 @@ static void test_read_records_wait_returns_records(void **state)
     close_store(store);
 }
 
+#define BATCH 300 /* more than requests_max */
+
+static void test_read_batch_wait_returns_every_read(void **state)
+{
+    (void)state;
+    struct nosa_extent_store *store = open_store(8);
+    struct nosa_extent_read *reads = calloc(BATCH, sizeof *reads);
+    char *pages = fixture_pages(BATCH * 4096);
+    static const uint32_t records[3] = {0, 1, 2};
+    void *buffers[BATCH];
+    assert_non_null(reads);
+    for (uint32_t i = 0; i < 8; i++)
+        fixture_put(store, i, 1, 0);
+    struct nosa_extent_handle gone = fixture_find(store, 7);
+    nosa_extent_store_forget(store, gone);
+    for (uint32_t i = 0; i < BATCH; i++) {
+        buffers[i] = pages + i * 4096;
+        reads[i] =
+            (struct nosa_extent_read){.token = i,
+                                      .handle = i % 8 == 7 ? gone : fixture_find(store, i % 8),
+                                      .records = &records[i % 3],
+                                      .buffers = &buffers[i],
+                                      .n = 1};
+    }
+    nosa_extent_store_read_batch_wait(store, reads, BATCH);
+    for (uint32_t i = 0; i < BATCH; i++) {
+        if (i % 8 == 7) {
+            assert_int_equal(reads[i].status, NOSA_NOT_FOUND);
+            continue;
+        }
+        assert_int_equal(reads[i].status, NOSA_OK);
+        assert_int_equal(reads[i].completion.result, NOSA_EXTENT_OK);
+        assert_int_equal(reads[i].completion.token, i);
+        assert_true(fixture_record_is(&fixture_geometry, i % 8, i % 3, buffers[i]));
+    }
+    assert_int_equal(nosa_extent_store_pending(store), 0);
+    free(pages);
+    free(reads);
+    close_store(store);
+}
+
 static void test_reopen_finds_all(void **state)
 {
     (void)state;
@@ -573,6 +614,7 @@ static int run_group(const char *name, const struct nosa_io_method *method)
         cmocka_unit_test_setup_teardown(test_read_records_any_order, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_read_summaries, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_read_records_wait_returns_records, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_read_batch_wait_returns_every_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_reopen_finds_all, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_reopen_with_other_size_keeps_what_fits, set_up,
                                         tear_down),

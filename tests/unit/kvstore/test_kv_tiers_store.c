@@ -410,6 +410,162 @@ static void test_sequence_larger_than_images_becomes_cold(void **state)
     assert_int_equal(extents.extents_pinned, 0);
 }
 
+/* Every block passes through an image, from which its summary is loaded; four images remain. */
+static void test_prefix_larger_than_images_is_taken_over(void **state)
+{
+    struct world *world = *state;
+    struct nosa_kv_store_counters counters;
+    fill_file(world);
+    boot(world, BLOCKS, 8, 4, 1);
+    struct nosa_kv_sequence *sequence = open_prompt(world, 513, 512);
+    settle(world, sequence);
+    assert_true(nosa_kv_sequence_ready(sequence));
+    assert_int_equal(nosa_kv_sequence_computed(sequence), 512);
+    assert_int_equal(world->loaded, 8);
+    nosa_kv_store_counters(world->store, &counters);
+    assert_int_equal(counters.nvme_loaded_blocks, 8);
+    assert_int_equal(counters.nvme_recomputed_blocks, 0);
+    assert_int_equal(counters.blocks_cold, 4);
+    nosa_kv_sequence_close(sequence);
+}
+
+/* What was left to NVMe behind a block that cannot be read is computed too, where the windows of
+ * the next block reach into it. */
+static void test_prefix_larger_than_images_is_cut_at_a_read_error(void **state)
+{
+    struct world *world = *state;
+    fill_file(world);
+    boot(world, BLOCKS, 8, 4, 1);
+    struct nosa_kv_sequence *sequence = open_prompt(world, 513, 512);
+    world->disk.fail_nth = 7;
+    world->disk.fail_result = -5;
+    settle(world, sequence);
+    assert_true(nosa_kv_sequence_ready(sequence));
+    int32_t n = nosa_kv_sequence_computed(sequence) / NOSA_BLOCK_TOKENS, n_blocks;
+    const int32_t *blocks = nosa_kv_sequence_blocks(sequence, &n_blocks);
+    assert_true(n < 7 && n_blocks == n);
+    assert_true(n == 0 || !world->store->tiers.nvme.cold[blocks[n - 1]]);
+    nosa_kv_sequence_close(sequence);
+}
+
+static int32_t cold_block(const struct world *world, int32_t from)
+{
+    int32_t block = from;
+    while (block < BLOCKS && !world->store->tiers.nvme.cold[block])
+        block++;
+    assert_true(block < BLOCKS);
+    return block;
+}
+
+/* The block is lost, its slot empty, and the buffer set aside until the device lets go. */
+static void test_store_fetch_that_never_ends_keeps_its_buffer(void **state)
+{
+    struct world *world = *state;
+    size_t record_bytes = nosa_kv_record_bytes(&geometry);
+    fill_file(world);
+    boot(world, BLOCKS, 8, 4, 1);
+    struct nosa_kv_sequence *sequence = open_prompt(world, 513, 512);
+    settle(world, sequence);
+    struct nosa_kv_nvme *nvme = &world->store->tiers.nvme;
+    struct nosa_kv_view view = {.geometry = geometry, .n_blocks = BLOCKS, .image_kv_heads = 1};
+    view.records = malloc(2 * record_bytes);
+    assert_non_null(view.records);
+    memset(view.records, 1, 2 * record_bytes);
+    struct nosa_kv_absent absent[2] = {{.block = cold_block(world, 0), .slot = 1}};
+    absent[1] = (struct nosa_kv_absent){.block = cold_block(world, absent[0].block + 1)};
+    world->disk.fail_nth = 1;
+    world->disk.fail_hangs = true;
+    nosa_kv_store_fetch(world->store, &view, absent, 2);
+    assert_true(nvme->lost[absent[0].block]);
+    assert_false(nvme->lost[absent[1].block]);
+    for (size_t i = 0; i < record_bytes; i++) {
+        assert_int_equal(view.records[record_bytes + i], 0);
+        assert_int_equal(view.records[i], 'A' + logical_of(sequence, absent[1].block));
+    }
+    assert_int_equal(nvme->staging_state[0], NOSA_KV_STAGING_HELD);
+    assert_int_equal(nvme->staging_state[1], NOSA_KV_STAGING_FREE);
+    io_sim_release(&world->disk);
+    for (int i = 0; i < 5; i++)
+        nosa_kv_store_poll(world->store, 20);
+    assert_int_equal(nvme->staging_state[0], NOSA_KV_STAGING_FREE);
+    free(view.records);
+    nosa_kv_sequence_close(sequence);
+}
+
+/* The last steps selected blocks 3 and 5, the others long ago: these two are brought up. */
+static void test_sequence_resume_brings_up_what_was_used_last(void **state)
+{
+    struct world *world = *state;
+    uint32_t use[BLOCKS] = {0};
+    int32_t n_blocks;
+    boot(world, BLOCKS, 8, 16, 1);
+    struct nosa_kv_sequence *sequence = open_prompt(world, 600, 0);
+    for (int32_t end = 64; end <= 512; end += 64)
+        step(world, sequence, end);
+    nosa_kv_sequence_save(sequence);
+    step(world, sequence, 0);
+    const int32_t *blocks = nosa_kv_sequence_blocks(sequence, &n_blocks);
+    for (int32_t i = 0; i < 8; i++)
+        use[blocks[i]] = i == 3 ? 90 : i == 5 ? 80 : i == 0 ? 0 : 10;
+    struct nosa_kv_view view = {.geometry = geometry, .n_blocks = BLOCKS};
+    nosa_kv_sequence_remember(sequence, &view, use);
+    nosa_kv_sequence_suspend(sequence);
+    assert_int_equal(nosa_kv_sequence_resume(sequence, NULL), NOSA_OK);
+    assert_int_equal(nosa_kv_sequence_computed(sequence), 512);
+    step(world, sequence, 576);
+    assert_int_equal(world->moves.n_fetch, 2);
+    assert_int_equal(logical_of(sequence, world->moves.fetch[0].block), 3);
+    assert_int_equal(logical_of(sequence, world->moves.fetch[1].block), 5);
+    nosa_kv_sequence_close(sequence);
+    /* nothing is known of another one's use: sink and local */
+    sequence = open_prompt(world, 513, 512);
+    step(world, sequence, 513);
+    assert_int_equal(world->moves.n_fetch, 2);
+    assert_int_equal(logical_of(sequence, world->moves.fetch[0].block), 7);
+    assert_int_equal(logical_of(sequence, world->moves.fetch[1].block), 0);
+    nosa_kv_sequence_close(sequence);
+}
+
+/* Of blocks in use those are left to NVMe that the first tier has too, then the one that steps used
+ * least lately. */
+static void test_report_use_decides_what_becomes_cold(void **state)
+{
+    struct world *world = *state;
+    uint32_t use[BLOCKS] = {0};
+    float weight[BLOCKS];
+    int32_t slot[BLOCKS], n_blocks;
+    boot(world, BLOCKS, 8, 8, 1);
+    struct nosa_kv_sequence *sequence = open_prompt(world, CONTEXT, 0);
+    for (int32_t end = 64; end <= 512; end += 64) {
+        step(world, sequence, end);
+        settle(world, sequence);
+    }
+    const int32_t *blocks = nosa_kv_sequence_blocks(sequence, &n_blocks);
+    for (int32_t i = 0; i < BLOCKS; i++) {
+        weight[i] = 1;
+        slot[i] = NOSA_KV_SLOT_NONE;
+    }
+    for (int32_t i = 0; i < n_blocks; i++)
+        use[blocks[i]] = world->store->tiers.step - (i == 4 ? 5 : i == 2 ? 1 : 4);
+    slot[blocks[2]] = 0; /* the first tier has it too */
+    struct nosa_kv_view view = {.geometry = geometry,
+                                .n_blocks = BLOCKS,
+                                .record_slot = slot,
+                                .record_use = use,
+                                .record_weight = weight};
+    assert_true(nosa_kv_store_wants_use(world->store));
+    nosa_kv_store_report_use(world->store, &view, true);
+    assert_false(nosa_kv_store_wants_use(world->store));
+    step(world, sequence, 576);
+    assert_int_equal(world->store->tiers.nvme.n_cold, 1);
+    assert_true(world->store->tiers.nvme.cold[blocks[2]]);
+    settle(world, sequence);
+    step(world, sequence, 640);
+    assert_int_equal(world->store->tiers.nvme.n_cold, 2);
+    assert_true(world->store->tiers.nvme.cold[blocks[4]]);
+    nosa_kv_sequence_close(sequence);
+}
+
 /* Steps so long that every one would use up half of a deadline: the device answers at once, and
  * what takes it several turns is written all the same. */
 static void test_write_between_long_steps_is_no_timeout(void **state)
@@ -460,6 +616,11 @@ int main(void)
         CASE(test_read_error_cuts_every_sequence_that_counts_on_it),
         CASE(test_close_while_a_write_reads_the_image),
         CASE(test_sequence_larger_than_images_becomes_cold),
+        CASE(test_prefix_larger_than_images_is_taken_over),
+        CASE(test_prefix_larger_than_images_is_cut_at_a_read_error),
+        CASE(test_store_fetch_that_never_ends_keeps_its_buffer),
+        CASE(test_sequence_resume_brings_up_what_was_used_last),
+        CASE(test_report_use_decides_what_becomes_cold),
         CASE(test_write_between_long_steps_is_no_timeout),
         CASE(test_store_create_refuses_too_few_slots),
     };

@@ -12,7 +12,15 @@
 
 static uint64_t key(enum nosa_kv_policy policy, uint32_t last_touch, float e)
 {
-    return nosa_kv_policy_key(policy, (struct nosa_kv_policy_input){last_touch, e});
+    return nosa_kv_policy_key(
+        policy, (struct nosa_kv_policy_input){.last_touch = last_touch, .weight = 1, .e = e});
+}
+
+/* Of `eddma`, with E 0. */
+static uint64_t weighed(uint32_t last_touch, float weight)
+{
+    return nosa_kv_policy_key(NOSA_KV_POLICY_EDDMA,
+                              (struct nosa_kv_policy_input){last_touch, weight, 0});
 }
 
 static void test_order_of_floats_is_kept(void **state)
@@ -36,6 +44,38 @@ static void test_key_eddma_is_touch_then_e(void **state)
     assert_true(key(eddma, 2, -INFINITY) < key(eddma, 2, -FLT_MAX));
     assert_true(key(eddma, 2, 7.0f) == key(eddma, 2, 7.0f));
     assert_true(key(eddma, 0, INFINITY) < key(eddma, UINT32_MAX, -INFINITY));
+}
+
+static void test_key_eddma_weighs_uses(void **state)
+{
+    (void)state;
+    const uint32_t half_life = NOSA_KV_POLICY_HALF_LIFE;
+    for (uint32_t touch = 0; touch < 40; touch++) {
+        /* twice the weight is worth as much as one half-life later */
+        assert_true(weighed(touch, 2) == weighed(touch + half_life, 1));
+        assert_true(weighed(touch, 2) > weighed(touch + half_life - 1, 1));
+        assert_true(weighed(touch, 2) < weighed(touch + half_life + 1, 1));
+        assert_true(weighed(touch, 3.5f) < weighed(touch, 3.51f));
+        assert_true(weighed(touch, 0) == weighed(touch, 1)); /* never used: as if once */
+        assert_true(weighed(touch, NAN) == weighed(touch, 1));
+    }
+    assert_true(weighed(UINT32_MAX, 13) > weighed(UINT32_MAX, 12));
+}
+
+static void test_weight_fades_with_the_gap(void **state)
+{
+    (void)state;
+    float weight = 0;
+    assert_true(nosa_kv_policy_weight(0, 0, 7) == 1.0f);
+    assert_true(nosa_kv_policy_weight(1, 10, 10 + NOSA_KV_POLICY_HALF_LIFE) == 1.5f);
+    assert_true(nosa_kv_policy_weight(4, 10, 10 + 2 * NOSA_KV_POLICY_HALF_LIFE) == 2.0f);
+    assert_true(nosa_kv_policy_weight(12, 1, UINT32_MAX) == 1.0f);
+    for (uint32_t step = 1; step < 1000; step++) {
+        float next = nosa_kv_policy_weight(weight, step - 1, step);
+        assert_true(next >= weight && next <= 13.0f);
+        assert_true(fabs((double)next - (1 + (double)weight * exp2(-0.125))) < 1e-5);
+        weight = next;
+    }
 }
 
 static void test_key_lru_ignores_e(void **state)
@@ -77,6 +117,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order_of_floats_is_kept),
         cmocka_unit_test(test_key_eddma_is_touch_then_e),
+        cmocka_unit_test(test_key_eddma_weighs_uses),
+        cmocka_unit_test(test_weight_fades_with_the_gap),
         cmocka_unit_test(test_key_lru_ignores_e),
         cmocka_unit_test(test_key_lowest_e_is_e_then_touch),
         cmocka_unit_test(test_parse_takes_its_own_names_only),
