@@ -139,7 +139,7 @@ static void test_matmul_epilogues(void **state)
     struct nosa_weight weight = {NOSA_WEIGHT_F32, 2, 2, data, sizeof data};
     const float x[3] = {10, 1, 77}, bias[2] = {0.5f, -0.5f};
     float out[2] = {100, 200};
-    struct nosa_matmul_params params = {1, &weight, x, 3, bias, NOSA_MATMUL_ADD, 2, out, 2};
+    struct nosa_matmul_params params = {1, &weight, x, 3, bias, NOSA_MATMUL_ADD, 2, out, 2, NULL};
     assert_int_equal(OPS.matmul(NULL, &params), NOSA_OK);
     assert_near(out[0], 112.5, 0);
     assert_near(out[1], 233.5, 0);
