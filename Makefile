@@ -10,8 +10,8 @@ FUZZ_RUNS ?= 10000000
 run_tests = python3 scripts/run_tests.py --demo-model --jobs $(JOBS) $(if $(TESTS),--regex '$(TESTS)')
 
 .DEFAULT_GOAL := all
-.PHONY: all asan bench build clean deps dist format format-check fuzz help install lint run \
-        sanitizers test test-eviction-head test-long tsan
+.PHONY: all asan bench bench-serving build clean deps dist format format-check fuzz help install \
+        lint run sanitizers serve test test-eviction-head test-long tsan
 
 all: ## build everything into build/, programs into build/bin/
 	@scripts/deps.sh build test
@@ -25,9 +25,14 @@ deps: ## install the Debian packages that are missing, and the Python environmen
 	@scripts/venv.sh
 	@echo "deps: all there"
 
-run: all ## answer two prompts with the demo model; MODEL=<directory> takes another
+run: all ## start a coordinator and a worker, stream answers of the demo model; MODEL=<directory>
 	@scripts/deps.sh test
 	@BUILD=$(BUILD) scripts/run_demo.sh
+
+serve: all ## start both and keep them up until Ctrl-C; MODEL=<directory>, LISTEN=HOST:PORT
+	@scripts/deps.sh test
+	@scripts/venv.sh
+	@BUILD=$(BUILD) scripts/run_demo.sh --serve
 
 test: all ## run the tests; TESTS=<regex> picks programs
 	@scripts/venv.sh
@@ -46,6 +51,11 @@ test-eviction-head: ## test the tool that fits eviction heads; brings PyTorch (3
 
 bench: all ## run the benchmark
 	@scripts/bench.sh
+
+bench-serving: all ## measure serving; PARTS="relay ..." takes some parts
+	@scripts/venv.sh
+	@python3 -B scripts/bench_serving.py $(PARTS) --programs $(BUILD)/bin \
+	    --model "$${MODEL:-$$(.venv/bin/python tools/make_demo_model.py)}"
 
 dist: all ## make the portable archive in dist/
 	@scripts/deps.sh dist

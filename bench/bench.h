@@ -20,6 +20,7 @@
 enum nosa_status bench_limits(const struct nosa_flags *flags, struct nosa_error *error);
 enum nosa_status bench_kernels(const struct nosa_flags *flags, struct nosa_error *error);
 enum nosa_status bench_model(const struct nosa_flags *flags, struct nosa_error *error);
+enum nosa_status bench_batch(const struct nosa_flags *flags, struct nosa_error *error);
 enum nosa_status bench_context(const struct nosa_flags *flags, struct nosa_error *error);
 enum nosa_status bench_extents(const struct nosa_flags *flags, struct nosa_error *error);
 enum nosa_status bench_tiers(const struct nosa_flags *flags, struct nosa_error *error);

@@ -49,6 +49,27 @@ static const struct nosa_flag flag_table[] = {
      .range.integer = {1, 65536},
      .group = "model",
      .help = "prompt tokens computed in one step; quality: 128 when not given"},
+    {.name = "sequences",
+     .kind = NOSA_FLAG_INT32,
+     .value_name = "N",
+     .default_text = "32",
+     .range.integer = {1, 4096},
+     .group = "batch",
+     .help = "sequences that are computed together"},
+    {.name = "prompt-tokens",
+     .kind = NOSA_FLAG_INT32,
+     .value_name = "N",
+     .default_text = "128",
+     .range.integer = {1, 131072},
+     .group = "batch",
+     .help = "tokens of each prompt"},
+    {.name = "output-tokens",
+     .kind = NOSA_FLAG_INT32,
+     .value_name = "N",
+     .default_text = "64",
+     .range.integer = {1, 131072},
+     .group = "batch",
+     .help = "tokens that follow it"},
     {.name = "context",
      .kind = NOSA_FLAG_INT32,
      .value_name = "N",
@@ -87,6 +108,9 @@ static const struct subcommand {
     {"limits", " threads json ", bench_limits},
     {"kernels", " threads json only ", bench_kernels},
     {"model", " threads json only rounds model attention prefill-chunk ", bench_model},
+    {"batch",
+     " threads json rounds model attention prefill-chunk sequences prompt-tokens output-tokens ",
+     bench_batch},
     {"context", " threads json rounds context ", bench_context},
     {"extents", " json rounds ", bench_extents},
     {"tiers", " threads json rounds model attention texts ", bench_tiers},
@@ -119,8 +143,8 @@ static enum nosa_status run(const struct nosa_flags *flags, struct nosa_error *e
     const char *name = nosa_flags_positional(flags, 0);
     if (!name)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
-                              "name what to measure: limits, kernels, model, context, extents, "
-                              "tiers, policy or quality");
+                              "name what to measure: limits, kernels, model, batch, context, "
+                              "extents, tiers, policy or quality");
     const char *extra = nosa_flags_positional(flags, 1);
     if (extra && strcmp(name, "policy") != 0 && strcmp(name, "extents") != 0 &&
         strcmp(name, "tiers") != 0)
@@ -132,8 +156,8 @@ static enum nosa_status run(const struct nosa_flags *flags, struct nosa_error *e
         }
     }
     return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
-                          "'%s' is not limits, kernels, model, context, extents, tiers, policy "
-                          "or quality",
+                          "'%s' is not limits, kernels, model, batch, context, extents, tiers, "
+                          "policy or quality",
                           name);
 }
 
@@ -144,7 +168,8 @@ int main(int argc, char **argv)
     const struct nosa_flags_program program = {
         .name = "nosa-bench",
         .summary = "Measures the engine beside the limits of the machine.",
-        .usage = "limits|kernels|model|context|extents DIR|tiers DIR|policy FILE|quality [flags]",
+        .usage =
+            "limits|kernels|model|batch|context|extents DIR|tiers DIR|policy FILE|quality [flags]",
         .tables = tables,
         .table_count = 2,
         .positional_max = 2,

@@ -14,6 +14,7 @@
 #include "rpc/reflection.h"
 
 #define TICK_MS            50
+#define STANDSTILL_MS      500 /* between ticks: this process did not run */
 #define POOL_THREADS       2
 #define FORGET_MS          600000 /* a LOST worker */
 #define PREFIX_HASHES_MAX  (1u << 20)
@@ -44,6 +45,7 @@ static void handle_events(struct nosa_coordinator *coordinator)
         switch (event) {
         case NOSA_REGISTRY_FETCH: nosa_link_fetch_model(coordinator, worker); break;
         case NOSA_REGISTRY_DRAIN: nosa_link_drain(coordinator, worker, timeout_ms); break;
+        case NOSA_REGISTRY_RESUME: nosa_link_resume(coordinator, worker, NULL); break;
         default:
             nosa_relay_leave_worker(coordinator, worker, event == NOSA_REGISTRY_LOST);
             nosa_worker_release(worker);
@@ -83,13 +85,20 @@ static void *tick(void *argument)
 {
     struct nosa_coordinator *coordinator = argument;
     uint64_t second_ns = nosa_monotonic_ns();
+    uint64_t last_ns = second_ns;
     while (wait_for_tick(coordinator)) {
+        uint64_t gap_ns = nosa_monotonic_ns() - last_ns;
+        if (gap_ns > STANDSTILL_MS * NOSA_NS_PER_MS)
+            nosa_registry_stood_still(coordinator->registry, gap_ns);
+        last_ns += gap_ns;
+        nosa_share_tick(coordinator);
         handle_events(coordinator);
         nosa_relay_tick(coordinator);
         update_health(coordinator);
         if (nosa_monotonic_ns() - second_ns >= NOSA_NS_PER_S) {
             second_ns += NOSA_NS_PER_S;
             nosa_telemetry_tick(coordinator->telemetry);
+            nosa_share_second(coordinator);
         }
     }
     return NULL;
@@ -136,6 +145,14 @@ static bool admit(void *context, struct nosa_rpc_call *call, enum nosa_rpc_code 
     return false;
 }
 
+/* Calls that generation.c never hears of are counted as those that it refuses. */
+static void count_refused(void *context, struct nosa_rpc_call *call, enum nosa_rpc_code code)
+{
+    struct nosa_coordinator *coordinator = context;
+    if (strcmp(nosa_rpc_call_path(call), "/nosa.v1.Inference/Generate") == 0)
+        nosa_counter_add(coordinator->telemetry->requests[code], 1);
+}
+
 /* ---- HTTP ---- */
 
 static bool healthz(void *context, char reason[NOSA_HTTP_REASON_MAX])
@@ -151,8 +168,14 @@ static bool healthz(void *context, char reason[NOSA_HTTP_REASON_MAX])
 static bool readyz(void *context, char reason[NOSA_HTTP_REASON_MAX])
 {
     struct nosa_coordinator *coordinator = context;
+    struct nosa_generation_table *table = &coordinator->table;
+    pthread_mutex_lock(&table->mutex);
+    bool full = table->waiting >= coordinator->options.queue_max;
+    pthread_mutex_unlock(&table->mutex);
     if (atomic_load(&coordinator->draining))
         snprintf(reason, NOSA_HTTP_REASON_MAX, "draining");
+    else if (full)
+        snprintf(reason, NOSA_HTTP_REASON_MAX, "the queue is full (--max-queue)");
     else if (!nosa_registry_is_ready(coordinator->registry))
         snprintf(reason, NOSA_HTTP_REASON_MAX, "no worker is ready");
     return !reason[0];
@@ -165,6 +188,10 @@ static void collect(void *context)
     struct nosa_worker_view *views = NULL;
     size_t count = 0;
     uint32_t states[6] = {0};
+    struct nosa_kv_totals kv;
+    double kv_usage[NOSA_REGISTRY_TIERS_MAX];
+    nosa_registry_kv(coordinator->registry, &kv, kv_usage);
+    nosa_telemetry_set_kv(telemetry, &kv, kv_usage);
     pthread_mutex_lock(&coordinator->table.mutex);
     uint32_t waiting = coordinator->table.waiting;
     uint32_t running = coordinator->table.count - waiting;
@@ -220,6 +247,7 @@ static enum nosa_status start_server(struct nosa_coordinator *coordinator, struc
         .quota_bytes = QUOTA_BYTES,
         .send_queue_max = SEND_QUEUE_MAX,
         .admit = admit,
+        .refused = count_refused,
         .admit_context = coordinator,
     };
     NOSA_TRY(
@@ -231,6 +259,7 @@ static enum nosa_status start_server(struct nosa_coordinator *coordinator, struc
         nosa_error_prefix(error, "--listen");
         return status;
     }
+    NOSA_TRY(nosa_share_start(coordinator, error));
     return nosa_rpc_server_start(coordinator->server, error);
 }
 
@@ -274,17 +303,27 @@ static void init(struct nosa_coordinator *coordinator,
     pthread_condattr_destroy(&attributes);
 }
 
+/* The silence after which a worker is lost: since it is looked for once a tick, a little less than
+ * the time within which it is to be noticed. */
+static uint32_t silence_ms(const struct nosa_coordinator_options *options)
+{
+    uint32_t eighth = options->worker_timeout_ms / 8;
+    return options->worker_timeout_ms - (eighth < TICK_MS + 10 ? eighth : TICK_MS + 10);
+}
+
 static enum nosa_status open_parts(struct nosa_coordinator *coordinator, struct nosa_error *error)
 {
     const struct nosa_coordinator_options *options = &coordinator->options;
     const struct nosa_registry_options registry_options = {
-        .worker_timeout_ms = options->worker_timeout_ms,
+        .worker_timeout_ms = silence_ms(options),
         .forget_ms = FORGET_MS,
         .prefix_hashes_max = PREFIX_HASHES_MAX,
         .epoch = coordinator->epoch,
         .link_open = nosa_link_open,
         .link_close = nosa_link_close,
         .link_context = coordinator,
+        .is_drained = nosa_share_is_drained,
+        .drain_timeout_ms = options->drain_timeout_ms,
     };
     if (options->auth_tokens)
         NOSA_TRY(nosa_auth_open(&coordinator->auth, options->auth_tokens, error));
@@ -368,6 +407,7 @@ static void free_parts(struct nosa_coordinator *coordinator)
     /* Calls to workers were cancelled with their generations, or have deadlines of seconds. */
     while (atomic_load(&coordinator->links) > 0)
         usleep(1000);
+    nosa_membership_free(coordinator->membership);
     nosa_work_pool_free(coordinator->pool);
     nosa_registry_free(coordinator->registry);
     nosa_rpc_runtime_free(coordinator->runtime);

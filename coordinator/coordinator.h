@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "etcd_client.h"
 #include "rpc/tls.h"
 
 struct nosa_coordinator; /* opaque */
@@ -20,6 +21,7 @@ struct nosa_coordinator; /* opaque */
 /* Texts are borrowed until free. */
 struct nosa_coordinator_options {
     const char *listen;         /* "HOST:PORT" */
+    const char *advertise;      /* "HOST:PORT" under which workers reach it; NULL: from listen */
     const char *http;           /* "HOST:PORT"; NULL: none */
     struct nosa_rpc_tls tls;    /* also shown to workers; all NULL: none */
     const char *auth_tokens;    /* file; NULL: everyone may call */
@@ -28,9 +30,10 @@ struct nosa_coordinator_options {
     uint64_t prompts_bytes_max; /* of all requests that run or wait */
     uint32_t drain_timeout_ms;
     uint32_t worker_timeout_ms;
-    uint32_t replay_limit;    /* workers that may die under a request */
-    uint32_t slow_request_ms; /* a log line for each that took longer; 0: none */
-    int32_t threads;          /* of gRPC */
+    uint32_t replay_limit;         /* workers that may die under a request */
+    uint32_t slow_request_ms;      /* a log line for each that took longer; 0: none */
+    int32_t threads;               /* of gRPC */
+    struct nosa_etcd_options etcd; /* endpoints NULL: none */
 };
 
 /* Opens the ports and serves. Errors name the flag, file or address. */

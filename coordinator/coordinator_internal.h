@@ -9,6 +9,7 @@
 #include "auth.h"
 #include "coordinator.h"
 #include "http/http.h"
+#include "membership.h"
 #include "nosa/v1/admin.pb-c.h"
 #include "output.h"
 #include "registry.h"
@@ -46,6 +47,7 @@ struct nosa_coordinator {
     struct nosa_rpc_server *server;
     struct nosa_http *http;
     struct nosa_registry *registry;
+    struct nosa_membership *membership;
     struct nosa_work_pool *pool;
     struct nosa_auth *auth; /* NULL: everyone */
     struct nosa_telemetry *telemetry;
@@ -54,6 +56,7 @@ struct nosa_coordinator {
     uint16_t port;
     pthread_t ticker;
     bool ticking;
+    uint64_t drains_seen; /* owned by the ticker: of membership's version */
     /* any thread */
     atomic_bool draining;
     atomic_uint links; /* calls to workers under way that are no generations */
@@ -84,11 +87,29 @@ void nosa_link_fetch_model(struct nosa_coordinator *coordinator, struct nosa_wor
 /* Tells the worker to drain; takes the reference. */
 void nosa_link_drain(struct nosa_coordinator *coordinator, struct nosa_worker *worker,
                      uint64_t timeout_ms);
-/* Tells the worker to work again, and answers an operator's call; takes the reference. */
+/* Tells the worker to work again, and answers an operator's call (NULL: nobody waits); takes the
+ * reference. */
 void nosa_link_resume(struct nosa_coordinator *coordinator, struct nosa_worker *worker,
                       struct nosa_rpc_call *call);
 
-/* ---- generation.c, relay.c ---- */
+/* ---- share.c: this coordinator among others ---- */
+
+/* Makes membership; the port is known. */
+enum nosa_status nosa_share_start(struct nosa_coordinator *coordinator, struct nosa_error *error);
+/* For the registry: whether operators have drained the id; `coordinator` as void. */
+bool nosa_share_is_drained(void *coordinator, const char *worker_id);
+/* An operator drains a worker, of this coordinator or of another. NOSA_NOT_FOUND;
+ * NOSA_RESOURCE_EXHAUSTED; NOSA_OUT_OF_MEMORY. */
+enum nosa_status nosa_share_drain(struct nosa_coordinator *coordinator, const char *worker_id,
+                                  Nosa__V1__WorkerState *state, struct nosa_error *error);
+/* An operator resumes an id whose worker cannot be told from here: true, if it was drained. */
+bool nosa_share_forget_drain(struct nosa_coordinator *coordinator, const char *worker_id,
+                             Nosa__V1__WorkerState *state);
+/* The ticker: carries out what has changed, and once a second tells others of the workers here. */
+void nosa_share_tick(struct nosa_coordinator *coordinator);
+void nosa_share_second(struct nosa_coordinator *coordinator);
+
+/* ---- generation.c, generation_table.c ---- */
 
 /* A Generate call begins. */
 void nosa_generation_start(struct nosa_coordinator *coordinator, struct nosa_rpc_call *call,
@@ -115,7 +136,7 @@ enum nosa_status nosa_relay_list(struct nosa_coordinator *coordinator,
 
 /* ---- prompt.c ---- */
 
-/* Ids of a text or chat. Errors name the field. */
+/* Ids of a text or chat; tokens->count_max bounds them. Errors name the field. */
 enum nosa_status nosa_prompt_encode_text(const struct nosa_model *model, const char *text,
                                          struct nosa_tokens *tokens, struct nosa_error *error);
 enum nosa_status nosa_prompt_encode_chat(const struct nosa_model *model, const Nosa__V1__Chat *chat,

@@ -1,6 +1,6 @@
 /*
- * A generation from its call to its end: checks, admission, encoding, and the table of those that
- * are in flight. What happens between, on workers, is relay.c's.
+ * A generation from its call to its end: checks, encoding, and the answer. What happens between, on
+ * workers, is relay.c's.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -29,6 +29,7 @@ void nosa_generation_release(struct nosa_generation *generation)
     free(generation->prompt);
     free(generation->hashes);
     nosa_worker_release(generation->last_worker);
+    nosa_worker_release(generation->ran_on);
     nosa_model_release(generation->model);
     nosa_rpc_call_release(generation->call);
     free(generation->request_id);
@@ -46,129 +47,37 @@ static uint64_t draw(void)
     return number;
 }
 
-/* ---- the table ---- */
-
-static struct nosa_generation **bucket_of(struct nosa_generation_table *table, const char *id)
-{
-    return &table->buckets[nosa_hash64(id, strlen(id), 0) % NOSA_TABLE_BUCKETS];
-}
-
-static bool is_listed(struct nosa_generation_table *table, const char *id)
-{
-    for (struct nosa_generation *g = *bucket_of(table, id); g; g = g->next_in_bucket)
-        if (strcmp(g->request_id, id) == 0)
-            return true;
-    return false;
-}
-
-static void link_in(struct nosa_generation_table *table, struct nosa_generation *generation)
-{
-    struct nosa_generation **bucket = bucket_of(table, generation->request_id);
-    generation->next_in_bucket = *bucket;
-    *bucket = generation;
-    generation->previous = table->last;
-    generation->next = NULL;
-    if (table->last)
-        table->last->next = generation;
-    else
-        table->first = generation;
-    table->last = generation;
-    table->count++;
-    table->waiting++;
-    table->prompt_bytes += generation->prompt_bytes;
-    generation->listed = true;
-    generation->counted_waiting = true;
-}
-
-/* Admits it, or says which bound is reached. */
-static enum nosa_status admit(struct nosa_generation *generation, struct nosa_error *error)
-{
-    struct nosa_coordinator *coordinator = generation->coordinator;
-    struct nosa_generation_table *table = &coordinator->table;
-    enum nosa_status status = NOSA_OK;
-    pthread_mutex_lock(&table->mutex);
-    if (is_listed(table, generation->request_id))
-        status = nosa_error_set(error, NOSA_INVALID_ARGUMENT,
-                                "request_id: '%.128s' is already running", generation->request_id);
-    else if (table->waiting >= coordinator->options.queue_max)
-        status = nosa_error_set(error, NOSA_RESOURCE_EXHAUSTED,
-                                "%u requests wait already (--max-queue)", table->waiting);
-    else if (table->prompt_bytes + generation->prompt_bytes >
-             coordinator->options.prompts_bytes_max)
-        status = nosa_error_set(error, NOSA_RESOURCE_EXHAUSTED,
-                                "the prompts in flight take %" PRIu64
-                                " bytes already (--max-prompts-bytes)",
-                                table->prompt_bytes);
-    else
-        link_in(table, generation);
-    pthread_mutex_unlock(&table->mutex);
-    return status;
-}
-
-static void link_out(struct nosa_generation *generation)
-{
-    struct nosa_generation_table *table = &generation->coordinator->table;
-    pthread_mutex_lock(&table->mutex);
-    struct nosa_generation **at = bucket_of(table, generation->request_id);
-    while (*at != generation)
-        at = &(*at)->next_in_bucket;
-    *at = generation->next_in_bucket;
-    *(generation->previous ? &generation->previous->next : &table->first) = generation->next;
-    *(generation->next ? &generation->next->previous : &table->last) = generation->previous;
-    table->count--;
-    table->waiting -= generation->counted_waiting;
-    table->prompt_bytes -= generation->prompt_bytes;
-    generation->listed = false;
-    if (table->count == 0)
-        pthread_cond_broadcast(&table->empty);
-    pthread_mutex_unlock(&table->mutex);
-}
-
-void nosa_generation_count_started(struct nosa_generation *generation)
-{
-    struct nosa_generation_table *table = &generation->coordinator->table;
-    pthread_mutex_lock(&table->mutex);
-    table->waiting -= generation->counted_waiting;
-    generation->counted_waiting = false;
-    pthread_mutex_unlock(&table->mutex);
-}
-
-struct nosa_generation **nosa_generation_snapshot(struct nosa_coordinator *coordinator,
-                                                  size_t *count)
-{
-    struct nosa_generation_table *table = &coordinator->table;
-    *count = 0;
-    pthread_mutex_lock(&table->mutex);
-    struct nosa_generation **list = calloc((size_t)table->count + 1, sizeof(void *));
-    for (struct nosa_generation *g = table->first; g && list; g = g->next) {
-        nosa_generation_retain(g);
-        list[(*count)++] = g;
-    }
-    pthread_mutex_unlock(&table->mutex);
-    return list;
-}
-
 /* ---- the end ---- */
 
+/* One line for each generation: with where its time went when it was slow or failed. */
 static void log_end(const struct nosa_generation *g, enum nosa_rpc_code code, const char *text)
 {
     uint64_t now = nosa_monotonic_ns();
     uint32_t slow_ms = g->coordinator->options.slow_request_ms;
+    const char *worker = g->last_worker ? g->last_worker->id : NULL;
     double total_s = nosa_seconds_between(g->arrival_ns, now);
-    double queue_s = g->started_ns ? nosa_seconds_between(g->arrival_ns, g->started_ns) : total_s;
-    double ttft_s = g->first_token_ns ? nosa_seconds_between(g->arrival_ns, g->first_token_ns) : 0;
-    const char *worker = g->last_worker ? g->last_worker->id : "-";
+    uint64_t started_ns = g->started_ns ? g->started_ns : now;
+    uint64_t first_ns = g->first_token_ns ? g->first_token_ns : now;
+    uint64_t without_ns = g->without_worker_ns;
+    uint64_t paused_ns = g->paused_ns + (g->paused_at_ns ? now - g->paused_at_ns : 0);
     bool slow = slow_ms > 0 && total_s * 1000 > slow_ms;
-    bool bad = code == NOSA_RPC_INTERNAL;
-    nosa_log(bad    ? NOSA_LOG_ERROR
-             : slow ? NOSA_LOG_WARN
-                    : NOSA_LOG_DEBUG,
-             "request",
-             "%s%s on %s: %s%s%s; %zu prompt, %zu output tokens, %u replays; %.3f s in all, %.3f s "
-             "queued, first token after %.3f s",
-             slow ? "slow: " : "", g->request_id, worker, nosa_rpc_code_name(code),
-             text && text[0] ? ": " : "", text ? text : "", g->prompt_count, g->output.count,
-             g->replays, total_s, queue_s, ttft_s);
+    if (g->gone_ns && g->started_ns)
+        without_ns += now - g->gone_ns;
+    nosa_log_about(
+        code == NOSA_RPC_INTERNAL ? NOSA_LOG_ERROR
+        : slow                    ? NOSA_LOG_WARN
+                                  : NOSA_LOG_DEBUG,
+        "request", &(struct nosa_log_subject){g->request_id, worker},
+        "%srequest %s on worker %s: %s%s%s; %zu prompt tokens, %u of them cached, %zu "
+        "output tokens, %u replays; %.3f s in all: %.3f queued, %.3f prefill, %.3f "
+        "decode; of these %.3f without a worker, %.3f waiting for its reader, %.3f for KV",
+        slow ? "slow: " : "", g->request_id, worker ? worker : "-", nosa_rpc_code_name(code),
+        text && text[0] ? ": " : "", text ? text : "", g->prompt_count,
+        g->usage.cached_prompt_tokens, g->output.count, g->replays, total_s,
+        nosa_seconds_between(g->arrival_ns, started_ns),
+        nosa_seconds_between(started_ns, first_ns > started_ns ? first_ns : started_ns),
+        nosa_seconds_between(first_ns, now), nosa_seconds_between(0, without_ns),
+        nosa_seconds_between(0, paused_ns), g->usage.kv_stall_ms / 1000);
 }
 
 /* Everything of an end but the answer to the client. */
@@ -184,7 +93,7 @@ static void settle(struct nosa_generation *generation, enum nosa_rpc_code code, 
         nosa_histogram_observe(telemetry->e2e,
                                nosa_seconds_between(generation->arrival_ns, nosa_monotonic_ns()));
     log_end(generation, code, text);
-    link_out(generation);
+    nosa_generation_unlist(generation);
 }
 
 void nosa_generation_end(struct nosa_generation *generation, enum nosa_rpc_code code,
@@ -263,10 +172,19 @@ void nosa_generation_accept(struct nosa_generation *generation, const char *work
 
 /* ---- encoding ---- */
 
+/* The field that the prompt came in. */
+static const char *field_of(const Nosa__V1__GenerateRequest *request)
+{
+    return request->input_case == NOSA__V1__GENERATE_REQUEST__INPUT_TEXT        ? "text"
+           : request->input_case == NOSA__V1__GENERATE_REQUEST__INPUT_TOKEN_IDS ? "token_ids.ids"
+                                                                                : "chat";
+}
+
 static enum nosa_status encode(struct nosa_generation *g, struct nosa_error *error)
 {
     const Nosa__V1__GenerateRequest *request = g->request;
-    struct nosa_tokens tokens = {0};
+    /* What is longer is refused in any case: no need to encode it to its end. */
+    struct nosa_tokens tokens = {.count_max = g->model->max_context_tokens};
     if (request->input_case == NOSA__V1__GENERATE_REQUEST__INPUT_TOKEN_IDS) {
         size_t bytes = request->token_ids->n_ids * sizeof(uint32_t);
         g->prompt = malloc(bytes);
@@ -280,6 +198,12 @@ static enum nosa_status encode(struct nosa_generation *g, struct nosa_error *err
         request->input_case == NOSA__V1__GENERATE_REQUEST__INPUT_TEXT
             ? nosa_prompt_encode_text(g->model, request->text, &tokens, error)
             : nosa_prompt_encode_chat(g->model, request->chat, &tokens, error);
+    if (tokens.full) {
+        nosa_error_clear(error);
+        status = nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                                "%s: %u tokens or more leave no place in the model's context",
+                                field_of(request), g->model->max_context_tokens);
+    }
     if (status != NOSA_OK) {
         nosa_tokens_free(&tokens);
         return status;
@@ -291,12 +215,7 @@ static enum nosa_status encode(struct nosa_generation *g, struct nosa_error *err
 
 static enum nosa_status check_prompt(const struct nosa_generation *g, struct nosa_error *error)
 {
-    static const char *const fields[] = {
-        [NOSA__V1__GENERATE_REQUEST__INPUT_TEXT] = "text",
-        [NOSA__V1__GENERATE_REQUEST__INPUT_TOKEN_IDS] = "token_ids.ids",
-        [NOSA__V1__GENERATE_REQUEST__INPUT_CHAT] = "chat",
-    };
-    const char *field = fields[g->request->input_case];
+    const char *field = field_of(g->request);
     if (g->prompt_count == 0)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "%s: has no tokens", field);
     if (g->prompt_count >= g->model->max_context_tokens)
@@ -432,7 +351,10 @@ static Nosa__V1__Sampling resolve_sampling(const Nosa__V1__GenerateRequest *requ
     sampling.top_p = from->top_p;
     sampling.top_k = from->top_k;
     sampling.min_p = from->min_p;
-    sampling.seed = from->seed ? from->seed : draw();
+    sampling.seed = request->sampling && from->seed ? from->seed
+                    : request->seed                 ? request->seed
+                    : from->seed                    ? from->seed
+                                                    : draw();
     sampling.repetition_penalty = from->repetition_penalty;
     sampling.presence_penalty = from->presence_penalty;
     sampling.frequency_penalty = from->frequency_penalty;
@@ -520,7 +442,7 @@ void nosa_generation_start(struct nosa_coordinator *coordinator, struct nosa_rpc
     enum nosa_status status = check(coordinator, request, &model, &error);
     if (status == NOSA_OK) {
         generation = create(coordinator, call, request, model);
-        status = generation ? admit(generation, &error)
+        status = generation ? nosa_generation_list(generation, &error)
                             : nosa_error_set(&error, NOSA_OUT_OF_MEMORY, "no memory");
     }
     nosa_model_release(model);

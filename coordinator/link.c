@@ -3,6 +3,7 @@
  * its own and ends by a callback; coordinator->links counts them, so that a coordinator is not
  * freed under one.
  */
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,8 @@ void *nosa_link_open(void *context, const char *address, struct nosa_error *erro
     };
     if (nosa_rpc_channel_create(&channel, coordinator->runtime, &options, error) != NOSA_OK)
         return NULL;
+    /* Calls that wait for a connection come out of it in no order that is kept. */
+    nosa_rpc_channel_connect(channel);
     return channel;
 }
 
@@ -52,6 +55,9 @@ struct fetch {
     bool seen[FILE_KINDS];
     size_t bytes;
     bool too_large;
+    struct nosa_sha256 hash; /* as files_hash of the model's card is formed */
+    bool hash_failed;
+    char *name; /* owned: of the file that comes; NULL before the first */
 };
 
 static void fetch_free(struct fetch *fetch)
@@ -59,9 +65,34 @@ static void fetch_free(struct fetch *fetch)
     atomic_uint *links = &fetch->coordinator->links;
     for (int i = 0; i < FILE_KINDS; i++)
         nosa_buffer_free(&fetch->files[i]);
+    nosa_sha256_free(&fetch->hash);
+    free(fetch->name);
     nosa_worker_release(fetch->worker);
     free(fetch);
     atomic_fetch_sub(links, 1);
+}
+
+static void hash_chunk(struct fetch *fetch, const Nosa__Cluster__V1__FileChunk *chunk)
+{
+    enum nosa_status status = fetch->hash_failed ? NOSA_OUT_OF_MEMORY : NOSA_OK;
+    if (status == NOSA_OK && (!fetch->name || strcmp(fetch->name, chunk->name) != 0)) {
+        free(fetch->name);
+        fetch->name = strdup(chunk->name);
+        status = fetch->name
+                     ? nosa_sha256_update(&fetch->hash, chunk->name, strlen(chunk->name) + 1, NULL)
+                     : NOSA_OUT_OF_MEMORY;
+    }
+    if (status == NOSA_OK)
+        status = nosa_sha256_update(&fetch->hash, chunk->data.data, chunk->data.len, NULL);
+    fetch->hash_failed = status != NOSA_OK;
+}
+
+/* Whether what came is what the model's card speaks of. */
+static bool hash_agrees(struct fetch *fetch)
+{
+    uint8_t digest[NOSA_SHA256_SIZE];
+    return nosa_sha256_final(&fetch->hash, digest, NULL) == NOSA_OK &&
+           memcmp(digest, fetch->worker->model->files_hash, sizeof digest) == 0;
 }
 
 static bool on_chunk(void *context, struct nosa_rpc_stream *stream, const ProtobufCMessage *message)
@@ -78,6 +109,7 @@ static bool on_chunk(void *context, struct nosa_rpc_stream *stream, const Protob
         return true;
     }
     fetch->seen[kind] = true;
+    hash_chunk(fetch, chunk);
     if (kind != OTHER)
         nosa_buffer_append(&fetch->files[kind], chunk->data.data, chunk->data.len);
     return true;
@@ -111,6 +143,7 @@ static void open_model(void *argument)
         nosa_registry_model_failed(registry, model, error.text);
     nosa_coordinator_wake(fetch->coordinator);
     fetch_free(fetch);
+    (void)malloc_trim(0); /* what reading the files took is several times what stays */
 }
 
 static void on_fetched(void *context, struct nosa_rpc_stream *stream,
@@ -119,7 +152,7 @@ static void on_fetched(void *context, struct nosa_rpc_stream *stream,
     struct fetch *fetch = context;
     struct nosa_registry *registry = fetch->coordinator->registry;
     char reason[NOSA_RPC_TEXT_MAX];
-    bool failed = false;
+    bool failed = fetch->hash_failed;
     (void)stream;
     for (int i = 0; i < FILE_KINDS; i++)
         failed = failed || nosa_buffer_failed(&fetch->files[i]);
@@ -131,6 +164,9 @@ static void on_fetched(void *context, struct nosa_rpc_stream *stream,
                  nosa_rpc_code_name(outcome->code), outcome->text);
     else if (failed)
         snprintf(reason, sizeof reason, "no memory");
+    else if (!hash_agrees(fetch))
+        snprintf(reason, sizeof reason, "worker %.64s sends other files than its files_hash names",
+                 fetch->worker->id);
     else if (nosa_work_pool_submit(fetch->coordinator->pool, open_model, fetch) == NOSA_OK)
         return;
     else
@@ -160,6 +196,7 @@ void nosa_link_fetch_model(struct nosa_coordinator *coordinator, struct nosa_wor
     }
     fetch->coordinator = coordinator;
     fetch->worker = worker;
+    fetch->hash_failed = nosa_sha256_init(&fetch->hash, NULL) != NOSA_OK;
     atomic_fetch_add(&coordinator->links, 1);
     if (nosa_rpc_stream_start(worker->link, &request, &fetch_events, fetch, NULL, &error) ==
         NOSA_OK)
@@ -208,8 +245,12 @@ static void on_drain_told(void *context, const struct nosa_rpc_outcome *outcome,
     (void)response;
     /* It gets no new work from here in any case, and is told again while it says READY. */
     if (outcome->code != NOSA_RPC_OK)
-        nosa_log(NOSA_LOG_WARN, "link", "worker %s cannot be told to drain: %s: %s",
-                 steering->worker->id, nosa_rpc_code_name(outcome->code), outcome->text);
+        nosa_log_about(NOSA_LOG_WARN, "link",
+                       &(struct nosa_log_subject){.worker = steering->worker->id},
+                       "worker %s cannot be told to drain: %s: %s", steering->worker->id,
+                       nosa_rpc_code_name(outcome->code), outcome->text);
+    else
+        nosa_registry_drain_answered(steering->coordinator->registry, steering->worker);
     steering_free(steering);
 }
 
@@ -241,9 +282,13 @@ static void on_resumed(void *context, const struct nosa_rpc_outcome *outcome,
     if (outcome->code == NOSA_RPC_OK) {
         answer.state = ((const Nosa__Cluster__V1__ResumeWorkerResponse *)response)->state;
         nosa_registry_resumed(steering->coordinator->registry, steering->worker, answer.state);
-        nosa_rpc_call_reply(steering->call, &answer.base);
+        if (steering->call) {
+            (void)nosa_membership_drain(steering->coordinator->membership, steering->worker->id,
+                                        false, NULL);
+            nosa_rpc_call_reply(steering->call, &answer.base);
+        }
         nosa_coordinator_wake(steering->coordinator);
-    } else {
+    } else if (steering->call) {
         snprintf(text, sizeof text, "worker_id: '%.64s': %s: %.300s", steering->worker->id,
                  nosa_rpc_code_name(outcome->code), outcome->text);
         nosa_rpc_call_finish(steering->call, NOSA_RPC_FAILED_PRECONDITION, text);
@@ -265,11 +310,13 @@ void nosa_link_resume(struct nosa_coordinator *coordinator, struct nosa_worker *
     };
     struct steering *steering = steering_create(coordinator, worker, call);
     if (!steering) {
-        nosa_rpc_call_finish(call, NOSA_RPC_RESOURCE_EXHAUSTED, "no memory");
+        if (call)
+            nosa_rpc_call_finish(call, NOSA_RPC_RESOURCE_EXHAUSTED, "no memory");
         return;
     }
     if (nosa_rpc_unary_start(worker->link, &request, on_resumed, steering, &error) == NOSA_OK)
         return;
-    nosa_rpc_call_fail(call, &error);
+    if (call)
+        nosa_rpc_call_fail(call, &error);
     steering_free(steering);
 }

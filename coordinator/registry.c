@@ -6,7 +6,9 @@
 
 #include "base/log.h"
 
-#define MODEL_RETRY_NS (2 * NOSA_NS_PER_S)
+#define MODEL_RETRY_NS     (2 * NOSA_NS_PER_S)
+#define SUSPECT_HOLD_NS    (NOSA_NS_PER_S / 2) /* the second time, doubled with each more */
+#define SUSPECT_HOLD_TIMES 6
 
 uint64_t nosa_registry_now_ns(const struct nosa_registry *registry)
 {
@@ -127,7 +129,9 @@ Nosa__V1__WorkerState nosa_registry_state_of(const struct nosa_worker *worker,
                        : NOSA__V1__WORKER_STATE__WORKER_STATE_DRAINING);
     if (state->reported == NOSA__V1__WORKER_STATE__WORKER_STATE_READY &&
         worker->model->state != NOSA_MODEL_READY)
-        return say(reason, "its model's files are being fetched",
+        return say(reason,
+                   worker->model->failure[0] ? worker->model->failure
+                                             : "its model's files are being fetched",
                    NOSA__V1__WORKER_STATE__WORKER_STATE_STARTING);
     return say(reason, state->reason, state->reported);
 }
@@ -146,11 +150,41 @@ struct nosa_worker *nosa_registry_find(struct nosa_registry *registry, const cha
 
 void nosa_registry_suspect(struct nosa_registry *registry, struct nosa_worker *worker)
 {
+    struct nosa_worker_state *state = worker->state;
     pthread_mutex_lock(&registry->mutex);
-    if (nosa_registry_is_alive(worker->state))
-        nosa_log(NOSA_LOG_WARN, "registry", "the connection to worker %s at %s broke", worker->id,
-                 worker->address);
-    worker->state->suspect = true;
+    if (nosa_registry_is_alive(state)) {
+        uint32_t doublings = state->suspects > SUSPECT_HOLD_TIMES ? SUSPECT_HOLD_TIMES
+                             : state->suspects > 0                ? state->suspects - 1
+                                                                  : 0;
+        state->suspect_until_ns = 0;
+        if (state->suspects > 0)
+            state->suspect_until_ns =
+                nosa_registry_now_ns(registry) + (SUSPECT_HOLD_NS << doublings);
+        state->suspects++;
+        nosa_log_about(NOSA_LOG_WARN, "registry", &(struct nosa_log_subject){.worker = worker->id},
+                       "the connection to worker %s at %s broke", worker->id, worker->address);
+    }
+    state->suspect = true;
+    pthread_mutex_unlock(&registry->mutex);
+}
+
+void nosa_registry_proven(struct nosa_registry *registry, struct nosa_worker *worker)
+{
+    pthread_mutex_lock(&registry->mutex);
+    worker->state->suspects = 0;
+    pthread_mutex_unlock(&registry->mutex);
+}
+
+void nosa_registry_stood_still(struct nosa_registry *registry, uint64_t gap_ns)
+{
+    pthread_mutex_lock(&registry->mutex);
+    uint64_t now = nosa_registry_now_ns(registry);
+    for (size_t i = 0; i < registry->count; i++) {
+        struct nosa_worker_state *state = registry->workers[i]->state;
+        uint64_t heard_ns = state->heard_ns + gap_ns;
+        if (!state->lost && !state->left)
+            state->heard_ns = heard_ns < now ? heard_ns : now;
+    }
     pthread_mutex_unlock(&registry->mutex);
 }
 
@@ -161,6 +195,7 @@ void nosa_registry_model_ready(struct nosa_registry *registry, struct nosa_model
     NOSA_ASSERT(model->state == NOSA_MODEL_FETCHING);
     model->tokenizer = tokenizer;
     model->state = NOSA_MODEL_READY;
+    model->failure[0] = '\0';
     pthread_mutex_unlock(&registry->mutex);
     nosa_log(NOSA_LOG_INFO, "registry", "model %s is ready%s", model->id,
              tokenizer ? "" : "; it has no tokenizer and takes token ids alone");
@@ -173,17 +208,32 @@ void nosa_registry_model_failed(struct nosa_registry *registry, struct nosa_mode
     NOSA_ASSERT(model->state == NOSA_MODEL_FETCHING);
     model->state = NOSA_MODEL_WANTED;
     model->fetch_after_ns = nosa_registry_now_ns(registry) + MODEL_RETRY_NS;
+    snprintf(model->failure, sizeof model->failure, "its model's files cannot be had: %.120s",
+             reason);
     pthread_mutex_unlock(&registry->mutex);
     nosa_log(NOSA_LOG_WARN, "registry", "model %s: its files cannot be had: %s", model->id, reason);
 }
 
+/* Whether another worker of the model is to be asked for its files first. */
+static bool others_turn(const struct nosa_registry *registry, const struct nosa_worker *worker)
+{
+    for (size_t i = 0; i < registry->count; i++) {
+        const struct nosa_worker *other = registry->workers[i];
+        if (other->model == worker->model && nosa_registry_is_alive(other->state) &&
+            other->state->fetches < worker->state->fetches)
+            return true;
+    }
+    return false;
+}
+
 /* The worker's next event; the mutex is held. */
-static enum nosa_registry_event event_of(struct nosa_worker *worker, uint64_t now)
+static enum nosa_registry_event event_of(const struct nosa_registry *registry,
+                                         struct nosa_worker *worker, uint64_t now)
 {
     struct nosa_worker_state *state = worker->state;
     if ((state->lost || state->superseded || state->left) && !state->lost_told) {
         state->lost_told = true;
-        return NOSA_REGISTRY_LOST;
+        return state->left ? NOSA_REGISTRY_LEFT : NOSA_REGISTRY_LOST;
     }
     if (!nosa_registry_is_alive(state))
         return NOSA_REGISTRY_NOTHING;
@@ -191,12 +241,18 @@ static enum nosa_registry_event event_of(struct nosa_worker *worker, uint64_t no
         state->drain_told = true;
         return NOSA_REGISTRY_DRAIN;
     }
+    if (nosa_registry_resume_is_due(state, now)) {
+        state->resume_due_ns = 0;
+        return NOSA_REGISTRY_RESUME;
+    }
     if (state->drain && !state->drain_over_told && now >= state->drain_deadline_ns) {
         state->drain_over_told = true;
         return NOSA_REGISTRY_DRAIN_OVER;
     }
-    if (worker->model->state == NOSA_MODEL_WANTED && now >= worker->model->fetch_after_ns) {
+    if (worker->model->state == NOSA_MODEL_WANTED && now >= worker->model->fetch_after_ns &&
+        !others_turn(registry, worker)) {
         worker->model->state = NOSA_MODEL_FETCHING;
+        state->fetches++;
         return NOSA_REGISTRY_FETCH;
     }
     return NOSA_REGISTRY_NOTHING;
@@ -209,8 +265,9 @@ static void update_state(struct nosa_registry *registry, struct nosa_worker *wor
         now <= state->heard_ns + registry->options.worker_timeout_ms * NOSA_NS_PER_MS)
         return;
     state->lost = true;
-    nosa_log(NOSA_LOG_WARN, "registry", "worker %s at %s is lost: silent for %.1f s", worker->id,
-             worker->address, nosa_seconds_between(state->heard_ns, now));
+    nosa_log_about(NOSA_LOG_WARN, "registry", &(struct nosa_log_subject){.worker = worker->id},
+                   "worker %s at %s is lost: silent for %.1f s", worker->id, worker->address,
+                   nosa_seconds_between(state->heard_ns, now));
 }
 
 static bool is_forgotten(const struct nosa_registry *registry, const struct nosa_worker *worker,
@@ -234,7 +291,7 @@ enum nosa_registry_event nosa_registry_next_event(struct nosa_registry *registry
     for (size_t i = 0; i < registry->count && event == NOSA_REGISTRY_NOTHING; i++) {
         struct nosa_worker *candidate = registry->workers[i];
         update_state(registry, candidate, now);
-        event = event_of(candidate, now);
+        event = event_of(registry, candidate, now);
         if (event != NOSA_REGISTRY_NOTHING) {
             *worker = candidate;
             *timeout_ms = candidate->state->drain_timeout_ms;
@@ -246,65 +303,4 @@ enum nosa_registry_event nosa_registry_next_event(struct nosa_registry *registry
     }
     pthread_mutex_unlock(&registry->mutex);
     return event;
-}
-
-/* ---- operators ---- */
-
-enum nosa_status nosa_registry_drain(struct nosa_registry *registry, const char *worker_id,
-                                     uint64_t timeout_ms, Nosa__V1__WorkerState *state,
-                                     struct nosa_error *error)
-{
-    enum nosa_status status = NOSA_OK;
-    pthread_mutex_lock(&registry->mutex);
-    struct nosa_worker *worker = nosa_registry_find(registry, worker_id);
-    if (!worker) {
-        status = nosa_error_set(error, NOSA_NOT_FOUND, "worker_id: there is no worker '%.128s'",
-                                worker_id);
-    } else {
-        if (!worker->state->drain) {
-            worker->state->drain = true;
-            worker->state->drain_told = false;
-            worker->state->drain_over_told = false;
-            worker->state->drain_timeout_ms = timeout_ms;
-            worker->state->drain_deadline_ns =
-                nosa_registry_now_ns(registry) + timeout_ms * NOSA_NS_PER_MS;
-            nosa_log(NOSA_LOG_INFO, "registry", "worker %s is drained by an operator", worker_id);
-        }
-        *state = nosa_registry_state_of(worker, NULL);
-    }
-    pthread_mutex_unlock(&registry->mutex);
-    return status;
-}
-
-enum nosa_status nosa_registry_resume(struct nosa_registry *registry, const char *worker_id,
-                                      struct nosa_worker **out, struct nosa_error *error)
-{
-    enum nosa_status status = NOSA_OK;
-    *out = NULL;
-    pthread_mutex_lock(&registry->mutex);
-    struct nosa_worker *worker = nosa_registry_find(registry, worker_id);
-    if (!worker) {
-        status = nosa_error_set(error, NOSA_NOT_FOUND, "worker_id: there is no worker '%.128s'",
-                                worker_id);
-    } else if (!nosa_registry_is_alive(worker->state)) {
-        status = nosa_error_set(error, NOSA_UNAVAILABLE, "worker_id: '%.128s' is %s", worker_id,
-                                worker->state->left ? "gone" : "lost");
-    } else {
-        *out = worker;
-        nosa_worker_retain(worker);
-    }
-    pthread_mutex_unlock(&registry->mutex);
-    return status;
-}
-
-void nosa_registry_resumed(struct nosa_registry *registry, struct nosa_worker *worker,
-                           Nosa__V1__WorkerState reported)
-{
-    pthread_mutex_lock(&registry->mutex);
-    worker->state->drain = false;
-    worker->state->drain_over_told = false;
-    if (nosa_registry_is_report(reported))
-        worker->state->reported = reported;
-    pthread_mutex_unlock(&registry->mutex);
-    nosa_log(NOSA_LOG_INFO, "registry", "worker %s works again", worker->id);
 }

@@ -4,7 +4,7 @@
  * connections. Decides who is READY and who is LOST, and picks a worker for a request. Makes no
  * call and starts no thread: time comes from a clock, a worker's connection is an opaque link, and
  * what has to be done about workers is asked for by nosa_registry_next_event. Any thread; one
- * mutex, never held while anything outside is called but link_open and link_close.
+ * mutex, never held while anything outside is called but link_open, link_close and is_drained.
  *
  * A worker object is one life of a worker: a restart (another incarnation) is another object.
  */
@@ -37,6 +37,7 @@ enum nosa_model_state {
     NOSA_MODEL_WANTED = 0,   /* its files are still to be fetched */
     NOSA_MODEL_FETCHING = 1, /* somebody does */
     NOSA_MODEL_READY = 2,
+    NOSA_MODEL_UNKNOWN = 3, /* a name alone: its worker is still loading it, and joins again */
 };
 
 /* A model; counted. */
@@ -46,7 +47,7 @@ struct nosa_model {
     char *id;
     uint8_t hash[NOSA_SHA256_SIZE];
     uint8_t files_hash[NOSA_SHA256_SIZE];
-    uint32_t vocab_size;
+    uint32_t vocab_size; /* 0: UNKNOWN */
     uint32_t max_context_tokens;
     uint32_t block_tokens;
     char *attention;
@@ -59,6 +60,7 @@ struct nosa_model {
     /* under the registry's mutex */
     enum nosa_model_state state;
     uint64_t fetch_after_ns;
+    char failure[NOSA_WORKER_REASON_MAX]; /* of the last fetch; "": none failed */
 };
 
 /* One life of a worker; counted. */
@@ -87,6 +89,10 @@ struct nosa_registry_options {
     void *(*link_open)(void *context, const char *address, struct nosa_error *error);
     void (*link_close)(void *link);
     void *link_context;
+    /* Whether operators have drained a worker id; given link_context. NULL: as far as is known
+     * here. */
+    bool (*is_drained)(void *context, const char *id);
+    uint32_t drain_timeout_ms; /* of drains that come by is_drained */
 };
 
 enum nosa_status nosa_registry_create(struct nosa_registry **registry,
@@ -117,8 +123,15 @@ enum nosa_rpc_code nosa_registry_leave(struct nosa_registry *registry,
 
 /* ---- what is seen of them ---- */
 
-/* A connection to it broke: it gets no work until it is heard of again. */
+/* A connection to it broke: it gets no work until it is heard of again, and for longer each time
+ * that this happens without a stream that started in between (a worker that can call but not be
+ * called). */
 void nosa_registry_suspect(struct nosa_registry *registry, struct nosa_worker *worker);
+/* This process stood still for so long (stopped, or its machine was): the silence of workers was
+ * its own. */
+void nosa_registry_stood_still(struct nosa_registry *registry, uint64_t gap_ns);
+/* A stream started there. */
+void nosa_registry_proven(struct nosa_registry *registry, struct nosa_worker *worker);
 
 /* The model's files are here; takes the tokenizer (NULL: there is none). */
 void nosa_registry_model_ready(struct nosa_registry *registry, struct nosa_model *model,
@@ -134,6 +147,8 @@ enum nosa_registry_event {
     NOSA_REGISTRY_DRAIN = 2,      /* tell it to drain, with timeout_ms */
     NOSA_REGISTRY_DRAIN_OVER = 3, /* the time is over: its streams go on elsewhere */
     NOSA_REGISTRY_FETCH = 4,      /* fetch its model's files */
+    NOSA_REGISTRY_RESUME = 5,     /* tell it to work again: resumed through another coordinator */
+    NOSA_REGISTRY_LEFT = 6,       /* what it computed and was not read goes on elsewhere */
 };
 
 /* Brings states up to date and returns the next event with a reference to its worker; each comes
@@ -149,6 +164,9 @@ enum nosa_status nosa_registry_drain(struct nosa_registry *registry, const char 
                                      uint64_t timeout_ms, Nosa__V1__WorkerState *state,
                                      struct nosa_error *error);
 
+/* It has answered to being told to drain. */
+void nosa_registry_drain_answered(struct nosa_registry *registry, struct nosa_worker *worker);
+
 /* The worker (one reference) that is to be told to work again, or NULL when that needs no telling
  * (it was not drained). NOSA_NOT_FOUND; NOSA_UNAVAILABLE: lost, or ends by itself. */
 enum nosa_status nosa_registry_resume(struct nosa_registry *registry, const char *worker_id,
@@ -157,6 +175,18 @@ enum nosa_status nosa_registry_resume(struct nosa_registry *registry, const char
 /* It said that it works again, as it will repeat by heartbeat. */
 void nosa_registry_resumed(struct nosa_registry *registry, struct nosa_worker *worker,
                            Nosa__V1__WorkerState reported);
+
+/* Whether a worker of this id is known, lost ones included. */
+bool nosa_registry_has(struct nosa_registry *registry, const char *worker_id);
+
+/* is_drained may answer otherwise than before: workers whose id is drained or resumed since then
+ * follow. */
+void nosa_registry_follow(struct nosa_registry *registry);
+
+/* The workers that can be talked to, as far as is known, one reference each; the caller frees the
+ * list. NOSA_OUT_OF_MEMORY. */
+enum nosa_status nosa_registry_alive(struct nosa_registry *registry, struct nosa_worker ***workers,
+                                     size_t *count);
 
 /* ---- picking ---- */
 
@@ -222,6 +252,18 @@ struct nosa_worker_view {
 enum nosa_status nosa_registry_list(struct nosa_registry *registry, struct nosa_worker_view **views,
                                     size_t *count, struct nosa_error *error);
 void nosa_worker_views_free(struct nosa_worker_view *views, size_t count);
+
+/* What the KV stores of all workers that were ever here have done while they were, as far as they
+ * told; tiers are gpu, host, nvme. */
+struct nosa_kv_totals {
+    uint64_t hits[NOSA_REGISTRY_TIERS_MAX];
+    uint64_t gpu_to_host_bytes, host_to_gpu_bytes, host_to_nvme_bytes, nvme_to_host_bytes;
+    uint64_t corrupt_blocks, recomputed_blocks;
+};
+
+/* `usage`: of each tier, the share of the living workers' bytes that is used; 0 without one. */
+void nosa_registry_kv(struct nosa_registry *registry, struct nosa_kv_totals *totals,
+                      double usage[NOSA_REGISTRY_TIERS_MAX]);
 
 /* Whether any worker is READY. */
 bool nosa_registry_is_ready(struct nosa_registry *registry);

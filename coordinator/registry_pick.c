@@ -56,14 +56,35 @@ static void count_held(const struct nosa_pick *pick, const struct nosa_worker *w
     }
 }
 
-static struct nosa_route_candidate make_candidate(const struct nosa_pick *pick,
+/* Moves the windows of recent requests on to `now`. */
+static void move_windows(struct nosa_worker_state *state, uint64_t now)
+{
+    uint64_t elapsed = now - state->window_ns;
+    if (elapsed < NOSA_RECENT_NS)
+        return;
+    state->window_before = elapsed < 2 * NOSA_RECENT_NS ? state->window_streams : 0;
+    state->window_streams = 0;
+    state->window_ns = now - elapsed % NOSA_RECENT_NS;
+}
+
+/* Requests of about the last NOSA_RECENT_NS. */
+static double count_recent(struct nosa_worker_state *state, uint64_t now)
+{
+    move_windows(state, now);
+    double left = 1 - (double)(now - state->window_ns) / (double)NOSA_RECENT_NS;
+    return state->window_streams + left * state->window_before;
+}
+
+static struct nosa_route_candidate make_candidate(const struct nosa_registry *registry,
+                                                  const struct nosa_pick *pick,
                                                   const struct nosa_worker *worker)
 {
-    const struct nosa_worker_state *state = worker->state;
+    struct nosa_worker_state *state = worker->state;
     uint32_t reported = state->running + state->waiting + state->suspended + state->sent_streams;
     struct nosa_route_candidate candidate = {
         .streams = reported > state->streams ? reported : state->streams,
         .waiting = state->waiting + state->sent_streams,
+        .recent = count_recent(state, nosa_registry_now_ns(registry)),
         .batch_max = state->batch_max,
         .queue_max = state->batch_max + state->queue_max,
         .prefill_tokens_pending = state->prefill_tokens_pending + state->sent_tokens,
@@ -88,7 +109,7 @@ static size_t gather(const struct nosa_registry *registry, const struct nosa_pic
         if (worker->model != pick->model || !is_ready(worker) || is_excluded(pick, worker) ||
             (fingerprint && strcmp(fingerprint, worker->fingerprint) != 0))
             continue;
-        candidates[count] = make_candidate(pick, worker);
+        candidates[count] = make_candidate(registry, pick, worker);
         workers[count++] = worker;
     }
     return count;
@@ -101,6 +122,7 @@ static void count_stream(struct nosa_pick *pick, const struct nosa_route_candida
                         candidate->expected_tokens;
     state->streams++;
     state->sent_streams++;
+    state->window_streams++;
     uint32_t computed = pick->tokens > pick->held_tokens ? pick->tokens - pick->held_tokens : 0;
     state->sent_tokens += computed;
     pick->load = (struct nosa_pick_load){state->heartbeats, computed};
@@ -161,11 +183,15 @@ void nosa_registry_stream_ended(struct nosa_registry *registry, struct nosa_work
 static void find_named(struct nosa_registry *registry, const char *name, struct nosa_model **model,
                        bool *several)
 {
+    struct nosa_model *loading =
+        NULL; /* of a worker that is not further; counts if no other does */
     for (size_t i = 0; i < registry->count; i++) {
         struct nosa_worker *worker = registry->workers[i];
         if (name[0] && strcmp(worker->model->id, name) != 0)
             continue;
-        if (!*model) {
+        if (worker->model->state == NOSA_MODEL_UNKNOWN) {
+            loading = worker->model;
+        } else if (!*model) {
             *model = worker->model;
         } else if (*model != worker->model) {
             *several = *several || strcmp((*model)->id, worker->model->id) != 0;
@@ -174,6 +200,8 @@ static void find_named(struct nosa_registry *registry, const char *name, struct 
                 *model = worker->model;
         }
     }
+    if (!*model)
+        *model = loading;
 }
 
 enum nosa_status nosa_registry_find_model(struct nosa_registry *registry, const char *name,
@@ -193,9 +221,10 @@ enum nosa_status nosa_registry_find_model(struct nosa_registry *registry, const 
                                 "model: is empty, but there are several, '%.128s' among them",
                                 (*model)->id);
     else if ((*model)->state != NOSA_MODEL_READY)
-        status = nosa_error_set(error, NOSA_UNAVAILABLE,
-                                "no worker of model '%.128s' is ready: its files are being fetched",
-                                (*model)->id);
+        status = nosa_error_set(
+            error, NOSA_UNAVAILABLE, "no worker of model '%.128s' is ready: %s", (*model)->id,
+            (*model)->state == NOSA_MODEL_UNKNOWN ? "it is being loaded"
+                                                  : "its files are being fetched");
     if (status == NOSA_OK)
         nosa_model_retain(*model);
     else
@@ -274,4 +303,25 @@ bool nosa_registry_is_ready(struct nosa_registry *registry)
         ready = is_ready(registry->workers[i]);
     pthread_mutex_unlock(&registry->mutex);
     return ready;
+}
+
+void nosa_registry_kv(struct nosa_registry *registry, struct nosa_kv_totals *totals,
+                      double usage[NOSA_REGISTRY_TIERS_MAX])
+{
+    double used[NOSA_REGISTRY_TIERS_MAX] = {0}, total[NOSA_REGISTRY_TIERS_MAX] = {0};
+    pthread_mutex_lock(&registry->mutex);
+    *totals = registry->kv;
+    for (size_t i = 0; i < registry->count; i++) {
+        const struct nosa_worker_state *state = registry->workers[i]->state;
+        for (size_t j = 0; j < state->tier_count && nosa_registry_is_alive(state); j++) {
+            int tier = state->tiers[j].tier - NOSA__CLUSTER__V1__TIER__TIER_GPU;
+            used[tier] += (double)state->tiers[j].used_bytes;
+            total[tier] += (double)state->tiers[j].total_bytes;
+        }
+    }
+    pthread_mutex_unlock(&registry->mutex);
+    for (int tier = 0; tier < NOSA_REGISTRY_TIERS_MAX; tier++)
+        usage[tier] = total[tier] <= 0           ? 0
+                      : used[tier] < total[tier] ? used[tier] / total[tier]
+                                                 : 1;
 }

@@ -5,11 +5,9 @@
 
 #include "base/log.h"
 #include "registry_internal.h"
-#include "rpc/address.h"
 
 #define PREFIX_HASHES_PER_HEARTBEAT 65536
 #define EXPECTED_HASHES_MAX         65536
-#define DRAIN_REPEAT_NS             (1 * NOSA_NS_PER_S)
 
 typedef Nosa__Cluster__V1__JoinRequest join_request;
 typedef Nosa__Cluster__V1__HeartbeatRequest heartbeat_request;
@@ -23,66 +21,36 @@ static enum nosa_rpc_code refuse(struct nosa_error *error, enum nosa_rpc_code co
     return code;
 }
 
-bool nosa_registry_is_report(Nosa__V1__WorkerState state)
+/* What workers of one model name must agree on: NULL when they do, else the field. */
+static const char *differing_field(const struct nosa_model *model,
+                                   const Nosa__Cluster__V1__ModelCard *card)
 {
-    return state >= NOSA__V1__WORKER_STATE__WORKER_STATE_STARTING &&
-           state <= NOSA__V1__WORKER_STATE__WORKER_STATE_DRAINED;
+    if (card->model_hash.len != NOSA_SHA256_SIZE ||
+        memcmp(model->hash, card->model_hash.data, NOSA_SHA256_SIZE) != 0)
+        return "model_hash";
+    if (memcmp(model->files_hash, card->files_hash.data, NOSA_SHA256_SIZE) != 0)
+        return "files_hash";
+    if (strcmp(model->attention, card->attention) != 0)
+        return "attention";
+    if (model->max_context_tokens != card->max_context_tokens)
+        return "max_context_tokens";
+    if (model->vocab_size != card->vocab_size)
+        return "vocab_size";
+    return model->block_tokens != card->block_tokens ? "block_tokens" : NULL;
 }
 
-static enum nosa_rpc_code check_model(const Nosa__Cluster__V1__ModelCard *card,
-                                      struct nosa_error *error)
+/* A card that names no hash is of a worker that is still loading. */
+static bool is_unknown(const Nosa__Cluster__V1__ModelCard *card)
 {
-    const enum nosa_rpc_code bad = NOSA_RPC_INVALID_ARGUMENT;
-    if (!card)
-        return refuse(error, bad, "model: is missing");
-    if (!card->id[0] || strlen(card->id) > NOSA_WORKER_ID_BYTES_MAX)
-        return refuse(error, bad, "model.id: is empty or longer than 256 bytes");
-    if (card->model_hash.len != NOSA_SHA256_SIZE)
-        return refuse(error, bad, "model.model_hash: is not 32 bytes");
-    if (card->files_hash.len != NOSA_SHA256_SIZE)
-        return refuse(error, bad, "model.files_hash: is not 32 bytes");
-    if (card->vocab_size == 0 || card->vocab_size > INT32_MAX)
-        return refuse(error, bad, "model.vocab_size: is not within 1 to 2^31-1");
-    if (card->max_context_tokens == 0 || card->max_context_tokens > INT32_MAX)
-        return refuse(error, bad, "model.max_context_tokens: is not within 1 to 2^31-1");
-    if (card->block_tokens == 0)
-        return refuse(error, bad, "model.block_tokens: is 0");
-    return NOSA_RPC_OK;
-}
-
-static enum nosa_rpc_code check_join(const join_request *request, struct nosa_error *error)
-{
-    const enum nosa_rpc_code bad = NOSA_RPC_INVALID_ARGUMENT;
-    char host[NOSA_RPC_HOST_MAX];
-    uint16_t port;
-    if (request->protocol != NOSA_CLUSTER_PROTOCOL) {
-        nosa_error_set(error, NOSA_UNAVAILABLE,
-                       "protocol: the worker (version %.64s) speaks %u, this coordinator %d",
-                       request->version, request->protocol, NOSA_CLUSTER_PROTOCOL);
-        return NOSA_RPC_FAILED_PRECONDITION;
-    }
-    if (!request->worker_id[0] || strlen(request->worker_id) > NOSA_WORKER_ID_BYTES_MAX)
-        return refuse(error, bad, "worker_id: is empty or longer than 256 bytes");
-    for (const char *c = request->worker_id; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
-            return refuse(error, bad, "worker_id: has a control character");
-    if (request->incarnation == 0)
-        return refuse(error, bad, "incarnation: is 0");
-    if (nosa_rpc_address_split(request->address, host, &port, error) != NOSA_OK) {
-        nosa_error_prefix(error, "address");
-        return bad;
-    }
-    if (!host[0] || port == 0)
-        return refuse(error, bad, "address: names no host or no port to dial");
-    if (!nosa_registry_is_report(request->state))
-        return refuse(error, bad, "state: is none that a worker reports");
-    return check_model(request->model, error);
+    return card->model_hash.len == 0;
 }
 
 static bool same_model(const struct nosa_model *model, const Nosa__Cluster__V1__ModelCard *card)
 {
-    return strcmp(model->id, card->id) == 0 &&
-           memcmp(model->hash, card->model_hash.data, NOSA_SHA256_SIZE) == 0;
+    if (model->state == NOSA_MODEL_UNKNOWN || is_unknown(card))
+        return model->state == NOSA_MODEL_UNKNOWN && is_unknown(card) &&
+               strcmp(model->id, card->id) == 0;
+    return strcmp(model->id, card->id) == 0 && !differing_field(model, card);
 }
 
 static struct nosa_model *model_create(const Nosa__Cluster__V1__ModelCard *card)
@@ -97,6 +65,10 @@ static struct nosa_model *model_create(const Nosa__Cluster__V1__ModelCard *card)
     if (!model->id || !model->attention || !model->eos_ids) {
         nosa_model_release(model);
         return NULL;
+    }
+    if (is_unknown(card)) {
+        model->state = NOSA_MODEL_UNKNOWN;
+        return model;
     }
     memcpy(model->hash, card->model_hash.data, NOSA_SHA256_SIZE);
     memcpy(model->files_hash, card->files_hash.data, NOSA_SHA256_SIZE);
@@ -115,8 +87,8 @@ static struct nosa_model *model_create(const Nosa__Cluster__V1__ModelCard *card)
     return model;
 }
 
-/* The model of a card: one that is known, or a new one. A model of this name with another hash
- * stands in the way as long as a worker that has it lives. */
+/* The model of a card: one that is known, or a new one. Another model of this name stands in the
+ * way as long as a worker that has it lives: a name means one model, wherever a request goes. */
 static enum nosa_rpc_code find_or_make_model(struct nosa_registry *registry,
                                              const join_request *request, struct nosa_model **model,
                                              struct nosa_error *error)
@@ -126,12 +98,14 @@ static enum nosa_rpc_code find_or_make_model(struct nosa_registry *registry,
         struct nosa_worker *worker = registry->workers[i];
         if (same_model(worker->model, request->model)) {
             *model = worker->model;
-        } else if (strcmp(worker->model->id, request->model->id) == 0 &&
+        } else if (worker->model->state != NOSA_MODEL_UNKNOWN && !is_unknown(request->model) &&
+                   strcmp(worker->model->id, request->model->id) == 0 &&
                    nosa_registry_is_alive(worker->state) &&
                    strcmp(worker->id, request->worker_id) != 0) {
             nosa_error_set(error, NOSA_UNAVAILABLE,
-                           "model.model_hash: worker '%.64s' serves another model named '%.64s'",
-                           worker->id, request->model->id);
+                           "model.%s: worker '%.64s' serves a model named '%.64s' with another one",
+                           differing_field(worker->model, request->model), worker->id,
+                           request->model->id);
             return NOSA_RPC_FAILED_PRECONDITION;
         }
     }
@@ -142,10 +116,35 @@ static enum nosa_rpc_code find_or_make_model(struct nosa_registry *registry,
     return *model ? NOSA_RPC_OK : refuse(error, NOSA_RPC_RESOURCE_EXHAUSTED, "no memory");
 }
 
-static void read_load(struct nosa_worker_state *state, const Nosa__Cluster__V1__Load *load)
+/* Adds what a count has grown by since it was last told. */
+static void add_growth(uint64_t *total, uint64_t *seen, uint64_t told)
+{
+    *total += told > *seen ? told - *seen : 0;
+    *seen = told;
+}
+
+static void read_kv(struct nosa_kv_totals *total, struct nosa_kv_totals *seen,
+                    const Nosa__Cluster__V1__KvTotals *told)
+{
+    if (!told)
+        return;
+    add_growth(&total->hits[0], &seen->hits[0], told->gpu_hits);
+    add_growth(&total->hits[1], &seen->hits[1], told->host_hits);
+    add_growth(&total->hits[2], &seen->hits[2], told->nvme_hits);
+    add_growth(&total->gpu_to_host_bytes, &seen->gpu_to_host_bytes, told->gpu_to_host_bytes);
+    add_growth(&total->host_to_gpu_bytes, &seen->host_to_gpu_bytes, told->host_to_gpu_bytes);
+    add_growth(&total->host_to_nvme_bytes, &seen->host_to_nvme_bytes, told->host_to_nvme_bytes);
+    add_growth(&total->nvme_to_host_bytes, &seen->nvme_to_host_bytes, told->nvme_to_host_bytes);
+    add_growth(&total->corrupt_blocks, &seen->corrupt_blocks, told->corrupt_blocks);
+    add_growth(&total->recomputed_blocks, &seen->recomputed_blocks, told->recomputed_blocks);
+}
+
+static void read_load(struct nosa_registry *registry, struct nosa_worker_state *state,
+                      const Nosa__Cluster__V1__Load *load)
 {
     if (!load)
         return;
+    read_kv(&registry->kv, &state->kv, load->kv);
     state->running = load->running;
     state->waiting = load->waiting;
     state->suspended = load->suspended;
@@ -184,12 +183,13 @@ static void read_join(struct nosa_registry *registry, struct nosa_worker *worker
     state->joined_uptime_ms = request->uptime_ms;
     state->sequence = 0;
     state->lost = state->suspect = state->left = state->lost_told = false;
+    state->fetches = 0;
     state->prefixes_known = false;
     state->reported = request->state;
     state->reason[0] = '\0';
     nosa_prefix_set_clear(&state->prefixes);
     read_capacity(state, request->capacity);
-    read_load(state, request->load);
+    read_load(registry, state, request->load);
 }
 
 static struct nosa_worker *worker_create(struct nosa_registry *registry,
@@ -289,8 +289,12 @@ static enum nosa_rpc_code join_new(struct nosa_registry *registry, struct nosa_w
         carry_drain(worker->state, older->state);
         older->state->superseded = true;
     }
-    nosa_log(NOSA_LOG_INFO, "registry", "worker %s at %s joined: model %s, %s, %s", worker->id,
-             worker->address, worker->model->id, worker->device, worker->fingerprint);
+    nosa_registry_join_drain(registry, worker);
+    nosa_log_about(NOSA_LOG_INFO, "registry", &(struct nosa_log_subject){.worker = worker->id},
+                   "worker %s at %s joined: %s %s%s%s%s%s", worker->id, worker->address,
+                   worker->model->state == NOSA_MODEL_UNKNOWN ? "it is loading" : "model",
+                   worker->model->id, worker->device[0] ? ", " : "", worker->device,
+                   worker->fingerprint[0] ? ", " : "", worker->fingerprint);
     return NOSA_RPC_OK;
 }
 
@@ -298,7 +302,7 @@ enum nosa_rpc_code nosa_registry_join(struct nosa_registry *registry, const join
                                       Nosa__Cluster__V1__JoinResponse *response,
                                       struct nosa_error *error)
 {
-    enum nosa_rpc_code code = check_join(request, error);
+    enum nosa_rpc_code code = nosa_registry_check_join(request, error);
     if (code != NOSA_RPC_OK)
         return code;
     pthread_mutex_lock(&registry->mutex);
@@ -366,14 +370,34 @@ static void age_expected(struct nosa_worker_state *state)
     state->heartbeats++;
 }
 
+/* It lives, in this state. */
+static void hear(struct nosa_registry *registry, struct nosa_worker *worker,
+                 const heartbeat_request *request)
+{
+    struct nosa_worker_state *state = worker->state;
+    uint64_t now = nosa_registry_now_ns(registry);
+    bool held = state->suspect && now < state->suspect_until_ns;
+    if ((state->lost || state->suspect) && !held)
+        nosa_log_about(NOSA_LOG_INFO, "registry", &(struct nosa_log_subject){.worker = worker->id},
+                       "worker %s is back", worker->id);
+    state->sequence = request->sequence;
+    state->heard_ns = now;
+    state->lost = state->lost_told = false;
+    state->suspect = held;
+    state->reported = request->state;
+    snprintf(state->reason, sizeof state->reason, "%s", request->reason);
+    nosa_registry_hear_drain(worker);
+}
+
 enum nosa_rpc_code nosa_registry_heartbeat(struct nosa_registry *registry,
                                            const heartbeat_request *request,
                                            Nosa__Cluster__V1__HeartbeatResponse *response,
                                            struct nosa_error *error)
 {
-    if (!nosa_registry_is_report(request->state))
-        return refuse(error, NOSA_RPC_INVALID_ARGUMENT, "state: is none that a worker reports");
-    enum nosa_rpc_code code = NOSA_RPC_OK;
+    enum nosa_rpc_code code =
+        nosa_registry_check_heartbeat(request, PREFIX_HASHES_PER_HEARTBEAT, error);
+    if (code != NOSA_RPC_OK)
+        return code;
     pthread_mutex_lock(&registry->mutex);
     struct nosa_worker *worker = nosa_registry_find(registry, request->worker_id);
     struct nosa_worker_state *state = worker ? worker->state : NULL;
@@ -386,20 +410,9 @@ enum nosa_rpc_code nosa_registry_heartbeat(struct nosa_registry *registry,
                       "coordinator_epoch: of another life of this "
                       "coordinator; join again");
     } else if (request->sequence > state->sequence) {
-        state->sequence = request->sequence;
-        state->heard_ns = nosa_registry_now_ns(registry);
-        if (state->lost || state->suspect)
-            nosa_log(NOSA_LOG_INFO, "registry", "worker %s is back", worker->id);
-        state->lost = state->suspect = state->lost_told = false;
-        state->reported = request->state;
-        snprintf(state->reason, sizeof state->reason, "%s", request->reason);
-        if (state->drain && state->drain_told &&
-            request->state == NOSA__V1__WORKER_STATE__WORKER_STATE_READY &&
-            state->heard_ns + state->drain_timeout_ms * NOSA_NS_PER_MS >
-                state->drain_deadline_ns + DRAIN_REPEAT_NS)
-            state->drain_told = false; /* it did not hear */
+        hear(registry, worker, request);
         age_expected(state);
-        read_load(state, request->load);
+        read_load(registry, state, request->load);
         response->prefixes_known = read_prefixes(state, request->prefixes);
     } else {
         response->prefixes_known = state->prefixes_known;
@@ -422,7 +435,8 @@ enum nosa_rpc_code nosa_registry_leave(struct nosa_registry *registry,
     } else {
         worker->state->left = true;
         worker->state->heard_ns = nosa_registry_now_ns(registry);
-        nosa_log(NOSA_LOG_INFO, "registry", "worker %s left", worker->id);
+        nosa_log_about(NOSA_LOG_INFO, "registry", &(struct nosa_log_subject){.worker = worker->id},
+                       "worker %s left", worker->id);
     }
     pthread_mutex_unlock(&registry->mutex);
     return code;

@@ -7,7 +7,8 @@
  * what of the prompt remains to be computed, at the worker's prefill rate; what comes back from
  * lower tiers at their rates; and a share for each stream that runs there. A worker that carries
  * clearly more than the others is taken only when every other one does too, so that a popular
- * prefix spreads instead of drowning its holder.
+ * prefix spreads instead of drowning its holder. What nobody holds goes to those that got fewer
+ * requests lately, so that prefixes are spread from the beginning.
  */
 #ifndef NOSA_COORDINATOR_ROUTER_H
 #define NOSA_COORDINATOR_ROUTER_H
@@ -23,6 +24,7 @@ struct nosa_route_candidate {
     uint32_t expected_tokens; /* of a request that went there a moment ago */
     uint32_t streams;         /* running, waiting and suspended, what was just sent included */
     uint32_t waiting;         /* of them, in its queue */
+    double recent;            /* requests that it was sent lately */
     uint32_t batch_max;
     uint32_t queue_max;
     uint64_t prefill_tokens_pending; /* what was just sent included */

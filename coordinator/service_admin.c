@@ -215,6 +215,7 @@ static void status(void *context, struct nosa_rpc_call *call, const ProtobufCMes
     struct nosa_worker_view *views = NULL;
     Nosa__V1__RequestInfo **infos = NULL;
     size_t view_count = 0, info_count = 0;
+    struct nosa_membership_peers peers;
     Nosa__V1__StatusResponse response = NOSA__V1__STATUS_RESPONSE__INIT;
     (void)message;
     struct status_parts *parts = calloc(1, sizeof *parts);
@@ -229,7 +230,10 @@ static void status(void *context, struct nosa_rpc_call *call, const ProtobufCMes
         response.draining = atomic_load(&coordinator->draining);
         response.ready = !response.draining && nosa_registry_is_ready(coordinator->registry);
         response.queue_max = coordinator->options.queue_max;
-        response.membership = (char *)(uintptr_t) "memory";
+        nosa_membership_peers(coordinator->membership, &peers);
+        response.membership = (char *)(uintptr_t)nosa_membership_name(coordinator->membership);
+        response.n_coordinators = peers.count;
+        response.coordinators = peers.addresses;
         count_codes(coordinator, parts, &response);
         count_workers(views, view_count, parts, &response);
         count_requests(infos, info_count, parts, &response);
@@ -262,9 +266,7 @@ static void drain(void *context, struct nosa_rpc_call *call, const ProtobufCMess
     const Nosa__V1__DrainRequest *request = (const Nosa__V1__DrainRequest *)message;
     Nosa__V1__DrainResponse response = NOSA__V1__DRAIN_RESPONSE__INIT;
     struct nosa_error error = {0};
-    if (nosa_registry_drain(coordinator->registry, request->worker_id,
-                            coordinator->options.drain_timeout_ms, &response.state,
-                            &error) == NOSA_OK)
+    if (nosa_share_drain(coordinator, request->worker_id, &response.state, &error) == NOSA_OK)
         nosa_rpc_call_reply(call, &response.base);
     else
         nosa_rpc_call_fail(call, &error);
@@ -277,10 +279,13 @@ static void resume(void *context, struct nosa_rpc_call *call, const ProtobufCMes
     const Nosa__V1__ResumeRequest *request = (const Nosa__V1__ResumeRequest *)message;
     struct nosa_error error = {0};
     struct nosa_worker *worker;
+    Nosa__V1__ResumeResponse response = NOSA__V1__RESUME_RESPONSE__INIT;
     enum nosa_status result =
         nosa_registry_resume(coordinator->registry, request->worker_id, &worker, &error);
     if (result == NOSA_OK)
         nosa_link_resume(coordinator, worker, call);
+    else if (nosa_share_forget_drain(coordinator, request->worker_id, &response.state))
+        nosa_rpc_call_reply(call, &response.base);
     else
         nosa_rpc_call_finish(
             call, result == NOSA_NOT_FOUND ? NOSA_RPC_NOT_FOUND : NOSA_RPC_FAILED_PRECONDITION,

@@ -15,21 +15,29 @@ static void join(void *context, struct nosa_rpc_call *call, const ProtobufCMessa
 {
     struct nosa_coordinator *coordinator = context;
     struct nosa_error error = {0};
+    struct nosa_membership_peers peers;
     Nosa__Cluster__V1__JoinResponse response = NOSA__CLUSTER__V1__JOIN_RESPONSE__INIT;
     enum nosa_rpc_code code = nosa_registry_join(
         coordinator->registry, (const Nosa__Cluster__V1__JoinRequest *)request, &response, &error);
+    nosa_membership_peers(coordinator->membership, &peers);
+    response.n_coordinators = peers.count;
+    response.coordinators = peers.addresses;
     answer(call, code, &response.base, &error);
-    nosa_coordinator_wake(coordinator);
+    /* What waits for a worker goes there with the next tick, when its link is connected. */
 }
 
 static void heartbeat(void *context, struct nosa_rpc_call *call, const ProtobufCMessage *request)
 {
     struct nosa_coordinator *coordinator = context;
     struct nosa_error error = {0};
+    struct nosa_membership_peers peers;
     Nosa__Cluster__V1__HeartbeatResponse response = NOSA__CLUSTER__V1__HEARTBEAT_RESPONSE__INIT;
     enum nosa_rpc_code code = nosa_registry_heartbeat(
         coordinator->registry, (const Nosa__Cluster__V1__HeartbeatRequest *)request, &response,
         &error);
+    nosa_membership_peers(coordinator->membership, &peers);
+    response.n_coordinators = peers.count;
+    response.coordinators = peers.addresses;
     answer(call, code, &response.base, &error);
 }
 

@@ -154,6 +154,8 @@ static size_t gather_models(const struct nosa_worker_view *views, size_t count,
     size_t found = 0;
     for (size_t i = 0; i < count; i++) {
         const struct nosa_model *model = views[i].worker->model;
+        if (model->vocab_size == 0) /* nothing is known of it yet */
+            continue;
         Nosa__V1__Model *entry = find_entry(models, found, model->id);
         if (!entry) {
             entry = &models[found++];

@@ -59,6 +59,47 @@ static enum nosa_status add_counters(struct nosa_telemetry *t, struct nosa_error
                    &t->generation_tokens, error);
 }
 
+static enum nosa_status add_transfer(struct nosa_telemetry *t, const char *from, const char *to,
+                                     struct nosa_counter **out, struct nosa_error *error)
+{
+    const struct nosa_label labels[] = {{"from", from}, {"to", to}};
+    const struct nosa_metric_options options = {.name = "nosa_kv_transfer_bytes_total",
+                                                .help =
+                                                    "KV bytes moved between tiers, all workers.",
+                                                .labels = labels,
+                                                .label_count = 2};
+    return nosa_metrics_counter(t->metrics, &options, out, error);
+}
+
+static enum nosa_status add_kv(struct nosa_telemetry *t, struct nosa_error *error)
+{
+    static const char *const tiers[] = {"gpu", "host", "nvme"};
+    for (int tier = 0; tier < NOSA_REGISTRY_TIERS_MAX; tier++) {
+        const struct nosa_label label = {"tier", tiers[tier]};
+        NOSA_TRY(counter(t, "nosa_kv_block_hits_total",
+                         "Block records that attention read, by the tier they were found in, all "
+                         "workers.",
+                         &label, &t->kv_hits[tier], error));
+    }
+    for (int tier = 0; tier < NOSA_REGISTRY_TIERS_MAX; tier++) {
+        const struct nosa_label label = {"tier", tiers[tier]};
+        NOSA_TRY(
+            gauge(t, "nosa_kv_usage_ratio",
+                  "Share of the living workers' KV bytes that is used, cached blocks included.",
+                  &label, &t->kv_usage[tier], error));
+    }
+    NOSA_TRY(add_transfer(t, "gpu", "host", &t->kv_gpu_to_host, error));
+    NOSA_TRY(add_transfer(t, "host", "gpu", &t->kv_host_to_gpu, error));
+    NOSA_TRY(add_transfer(t, "host", "nvme", &t->kv_host_to_nvme, error));
+    NOSA_TRY(add_transfer(t, "nvme", "host", &t->kv_nvme_to_host, error));
+    NOSA_TRY(counter(t, "nosa_kv_corrupt_blocks_total",
+                     "Blocks on NVMe whose checksums did not match, all workers.", NULL,
+                     &t->kv_corrupt_blocks, error));
+    return counter(t, "nosa_kv_recomputed_blocks_total",
+                   "Blocks that were counted on and computed again, all workers.", NULL,
+                   &t->kv_recomputed_blocks, error);
+}
+
 static enum nosa_status add_gauges(struct nosa_telemetry *t, struct nosa_error *error)
 {
     static const char *const states[] = {NULL, "STARTING", "READY", "DRAINING", "DRAINED", "LOST"};
@@ -100,6 +141,8 @@ enum nosa_status nosa_telemetry_create(struct nosa_telemetry **out, struct nosa_
         status = add_histograms(telemetry, error);
     if (status == NOSA_OK)
         status = add_counters(telemetry, error);
+    if (status == NOSA_OK)
+        status = add_kv(telemetry, error);
     if (status != NOSA_OK) {
         nosa_telemetry_free(telemetry);
         return status;
@@ -114,6 +157,28 @@ void nosa_telemetry_free(struct nosa_telemetry *telemetry)
         return;
     nosa_metrics_free(telemetry->metrics);
     free(telemetry);
+}
+
+/* The totals only grow; one thread, that of /metrics, calls. */
+static void raise_to(struct nosa_counter *counter_to, uint64_t value)
+{
+    uint64_t now = nosa_counter_value(counter_to);
+    nosa_counter_add(counter_to, value > now ? value - now : 0);
+}
+
+void nosa_telemetry_set_kv(struct nosa_telemetry *telemetry, const struct nosa_kv_totals *totals,
+                           const double usage[NOSA_REGISTRY_TIERS_MAX])
+{
+    for (int tier = 0; tier < NOSA_REGISTRY_TIERS_MAX; tier++) {
+        raise_to(telemetry->kv_hits[tier], totals->hits[tier]);
+        nosa_gauge_set(telemetry->kv_usage[tier], usage[tier]);
+    }
+    raise_to(telemetry->kv_gpu_to_host, totals->gpu_to_host_bytes);
+    raise_to(telemetry->kv_host_to_gpu, totals->host_to_gpu_bytes);
+    raise_to(telemetry->kv_host_to_nvme, totals->host_to_nvme_bytes);
+    raise_to(telemetry->kv_nvme_to_host, totals->nvme_to_host_bytes);
+    raise_to(telemetry->kv_corrupt_blocks, totals->corrupt_blocks);
+    raise_to(telemetry->kv_recomputed_blocks, totals->recomputed_blocks);
 }
 
 static uint32_t second_of(uint64_t start_ns)

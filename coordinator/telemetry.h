@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "base/metrics.h"
+#include "registry.h"
 #include "rpc/code.h"
 
 #define NOSA_TELEMETRY_SAMPLES 4096 /* of a ring, a power of two */
@@ -39,6 +40,10 @@ struct nosa_telemetry {
     struct nosa_histogram *inter_token;
     struct nosa_histogram *e2e;
     struct nosa_histogram *redispatch; /* from a worker's death to the next one */
+    struct nosa_counter *kv_hits[NOSA_REGISTRY_TIERS_MAX];
+    struct nosa_gauge *kv_usage[NOSA_REGISTRY_TIERS_MAX];
+    struct nosa_counter *kv_gpu_to_host, *kv_host_to_gpu, *kv_host_to_nvme, *kv_nvme_to_host;
+    struct nosa_counter *kv_corrupt_blocks, *kv_recomputed_blocks;
     /* any thread */
     struct nosa_latency_ring ttft_ring;
     struct nosa_latency_ring inter_token_ring;
@@ -54,6 +59,10 @@ void nosa_telemetry_free(struct nosa_telemetry *telemetry);
 void nosa_telemetry_ttft(struct nosa_telemetry *telemetry, double seconds);
 /* `tokens` came together, this long after those before. */
 void nosa_telemetry_inter_token(struct nosa_telemetry *telemetry, double seconds, uint32_t tokens);
+
+/* What nosa_registry_kv told; the thread that serves /metrics alone. */
+void nosa_telemetry_set_kv(struct nosa_telemetry *telemetry, const struct nosa_kv_totals *totals,
+                           const double usage[NOSA_REGISTRY_TIERS_MAX]);
 
 /* Once a second. */
 void nosa_telemetry_tick(struct nosa_telemetry *telemetry);

@@ -9,7 +9,7 @@ declare -A groups=(
     [build]="build-essential cmake ninja-build pkg-config libjansson-dev libpcre2-dev
              libutf8proc-dev libxxhash-dev libssl-dev libgrpc-dev libprotobuf-c-dev
              protobuf-c-compiler protobuf-compiler libmicrohttpd-dev liburing-dev"
-    [test]="libcmocka-dev libdnnl-dev openssl python3 python3-venv"
+    [test]="libcmocka-dev libdnnl-dev openssl python3 python3-venv etcd-server etcd-client"
     [dist]="patchelf xz-utils binutils"
     [dev]="clang clang-format clang-tidy fio"
 )
@@ -47,11 +47,22 @@ fi
 echo "deps: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+# Services that packages bring are neither started nor enabled: the tests start their own.
+policy=/usr/sbin/policy-rc.d
+if [ -e "$policy" ] || [ ! -w "${policy%/*}" ]; then
+    policy=
+else
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod 755 "$policy"
+fi
+trap 'rm -f "$log" $policy' EXIT
 if ! { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } \
     > "$log" 2>&1; then
     tail -20 "$log" >&2
     echo "deps: could not install ${missing[*]}" >&2
     exit 1
+fi
+if [[ " ${missing[*]} " == *" etcd-server "* ]]; then
+    update-rc.d etcd disable > "$log" 2>&1 || tail -1 "$log" >&2
 fi
 echo "deps: installed ${#missing[@]} packages"

@@ -33,7 +33,7 @@ closure() {
 
 copy_programs() {
     local program
-    for program in "$build"/bin/nosa-*; do
+    for program in "$build"/bin/nosa*; do
         [ -x "$program" ] || fail "$build/bin holds no programs"
         install -m 755 "$program" "$tree/bin/"
         strip "$tree/bin/$(basename "$program")"
@@ -111,6 +111,8 @@ copy_libraries
 install -m 644 LICENSE "$tree/"
 install -m 644 README.md DESIGN.md "$tree/"
 install -D -m 644 -t "$tree/docs" docs/*.md
+install -D -m 644 -t "$tree/proto/nosa/v1" proto/nosa/v1/*.proto
+install -D -m 644 -t "$tree/examples" examples/*.py examples/*.md examples/*.txt
 write_notices > "$tree/NOTICES"
 archive=$stage/$name.tar.xz
 tar -C "$stage" --sort=name --owner=0 --group=0 --numeric-owner -cJf "$archive" "$name"

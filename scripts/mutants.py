@@ -2,10 +2,13 @@
 """Plants bugs, one at a time, and shows that the tests notice each.
 
 The tree is copied to a temporary folder and built there once; tests/mutants/mutants.toml says what
-is changed and which test programs must fail then. Prints TAP and, last, "N caught, N missed". Exits
-with 0 only when every bug is caught.
+is changed and which test programs must fail then: programs below build/tests, or "NAME.py CASE"
+for cases of tests/integration with the programs of that build. Prints TAP and, last, "N caught,
+N missed". Exits with 0 only when every bug is caught.
 """
+
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +20,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parent.parent
 TABLE = Path("tests") / "mutants" / "mutants.toml"
 TEST_TIMEOUT_S = 900
+SCRIPT_TARGETS = ["nosa-coordinator", "nosa-worker", "nosa_test_preload"]  # that scripts run
 FAILED_CASE = re.compile(r"^(?:not ok \d+ - |\[  FAILED  \] )(\S+)$", re.MULTILINE)
 
 
@@ -58,12 +62,32 @@ class Build:
             errors = [line for line in lines if " error: " in line] or lines[-3:]
             raise Broken(f"{what}: {' / '.join(errors[:3])}")
 
+    def command_of(self, test):
+        """How a test program is run."""
+        if not is_script(test):
+            return [str(self.folder / "tests" / test)]
+        name, *cases = test.split()
+        script = self.source / "tests" / "integration" / name
+        return [str(TREE / ".venv" / "bin" / "python"), "-B", str(script), *cases]
+
     def failure_of(self, test):
         """None when the test program passes, else what failed in it."""
-        command = [str(self.folder / "tests" / test)]
+        server = self.folder / "tests" / "rpc-test-server"
+        environment = {
+            **os.environ,
+            "NOSA_BUILD": str(self.folder),
+            "RPC_TEST_SERVER": str(server),
+        }
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                                  timeout=TEST_TIMEOUT_S, check=False)
+            done = subprocess.run(
+                self.command_of(test),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TEST_TIMEOUT_S,
+                check=False,
+                env=environment,
+            )
         except subprocess.TimeoutExpired:
             return "ran out of time"
         if done.returncode == 0:
@@ -72,6 +96,17 @@ class Build:
             raise Broken(f"{test} was skipped")
         case = FAILED_CASE.search(done.stdout + done.stderr)
         return case.group(1) if case else f"exit code {done.returncode}"
+
+
+def is_script(test):
+    """Whether a test is a script with cases, which runs the programs."""
+    return test.split()[0].endswith(".py")
+
+
+def targets_of(tests):
+    """What is to be built for tests."""
+    scripts = any(is_script(test) for test in tests)
+    return [test for test in tests if not is_script(test)] + (SCRIPT_TARGETS if scripts else [])
 
 
 def plant(build, mutant):
@@ -87,9 +122,11 @@ def plant(build, mutant):
 
 def stale(mutants):
     """Those whose old text does not stand in the tree exactly once."""
+
     def count(mutant):
         text = (TREE / mutant["file"]).read_text(encoding="utf-8")
         return text.count(mutant["old"].strip("\n"))
+
     return [mutant["name"] for mutant in mutants if count(mutant) != 1]
 
 
@@ -97,7 +134,7 @@ def catcher(build, mutant):
     """Which test notices the bug, or None."""
     restore = plant(build, mutant)
     try:
-        build.make(mutant["tests"])
+        build.make(targets_of(mutant["tests"]))
         for test in mutant["tests"]:
             failure = build.failure_of(test)
             if failure:
@@ -110,7 +147,7 @@ def catcher(build, mutant):
 def check_without_bugs(build, tests):
     """The tests pass as long as nothing is planted."""
     build.configure()
-    build.make(tests)
+    build.make(targets_of(tests))
     for test in tests:
         failure = build.failure_of(test)
         if failure:
@@ -138,8 +175,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
     parser.add_argument("--only", metavar="REGEX", help="bugs whose name matches")
-    parser.add_argument("--check", action="store_true",
-                        help="build nothing: the table names text that is there")
+    parser.add_argument(
+        "--check", action="store_true", help="build nothing: the table names text that is there"
+    )
     options = parser.parse_args()
     mutants = tomllib.loads((TREE / TABLE).read_text(encoding="utf-8"))["mutant"]
     mutants = [m for m in mutants if not options.only or re.search(options.only, m["name"])]

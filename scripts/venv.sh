@@ -1,6 +1,7 @@
 #!/bin/bash
-# Makes the Python environment of tests and tools in .venv from tools/requirements.txt; does nothing
-# when it is there and the requirements have not changed. More requirement files may be named.
+# Makes the Python environment of tests and tools in .venv from tools/requirements.txt, and promtool;
+# does nothing when it is there and the requirements have not changed. More requirement files may be
+# named.
 #
 #     scripts/venv.sh [requirements.txt ...]
 set -euo pipefail
@@ -21,3 +22,4 @@ for file in "$@"; do
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file"
     cp "$file" "$stamp"
 done
+scripts/promtool.sh

@@ -18,6 +18,7 @@ static _Atomic(int) current_level = NOSA_LOG_INFO;
 static _Atomic(int) current_format = NOSA_LOG_FORMAT_TEXT;
 static _Atomic(int) current_descriptor = STDERR_FILENO;
 static _Atomic(const struct nosa_clock *) current_clock;
+static _Atomic(const char *) current_worker;
 
 /* A line under construction; what does not fit is dropped, room for `"}` and newline is kept. */
 struct line {
@@ -25,7 +26,8 @@ struct line {
     size_t length;
 };
 
-#define LINE_RESERVE 3
+#define LINE_RESERVE       3
+#define LINE_FIELD_RESERVE 256 /* kept for the message by the fields before it */
 
 void nosa_log_configure(const struct nosa_log_options *options)
 {
@@ -120,36 +122,102 @@ static void line_write(struct line *line)
     while (written < 0 && errno == EINTR);
 }
 
+static void line_append_field(struct line *line, const char *name, const char *text)
+{
+    if (!text)
+        return;
+    /* Whole, with its quotes, or not at all: an id is far shorter than a line. */
+    struct line trial = *line;
+    line_append_text(&trial, "\",\"");
+    line_append_text(&trial, name);
+    line_append_text(&trial, "\":\"");
+    line_append_json(&trial, text);
+    if (trial.length + LINE_FIELD_RESERVE < sizeof trial.text)
+        *line = trial;
+}
+
+static void write_json(struct line *line, enum nosa_log_level level, const char *subsystem,
+                       const struct nosa_log_subject *subject, const char *message)
+{
+    line_append_text(line, "{\"time\":\"");
+    line_append_time(line);
+    line_append_text(line, "\",\"level\":\"");
+    line_append_text(line, nosa_log_level_name(level));
+    line_append_text(line, "\",\"subsystem\":\"");
+    line_append_text(line, subsystem);
+    const char *own = atomic_load(&current_worker);
+    if (subject)
+        line_append_field(line, "request", subject->request);
+    line_append_field(line, "worker", subject && subject->worker ? subject->worker : own);
+    line_append_text(line, "\",\"message\":\"");
+    line_append_json(line, message);
+    line->text[line->length++] = '"';
+    line->text[line->length++] = '}';
+}
+
+static void write_text(struct line *line, enum nosa_log_level level, const char *subsystem,
+                       char *message)
+{
+    line_append_time(line);
+    line_append_text(line, " ");
+    line_append_text(line, nosa_log_level_name(level));
+    line_append_text(line, " ");
+    line_append_text(line, subsystem);
+    const char *own = atomic_load(&current_worker);
+    if (own) {
+        line_append_text(line, "[");
+        line_append_text(line, own);
+        line_append_text(line, "]");
+    }
+    line_append_text(line, ": ");
+    line_append_plain(line, message);
+}
+
+static void write_line(enum nosa_log_level level, const char *subsystem,
+                       const struct nosa_log_subject *subject, const char *format,
+                       va_list arguments) __attribute__((format(printf, 4, 0)));
+
+static void write_line(enum nosa_log_level level, const char *subsystem,
+                       const struct nosa_log_subject *subject, const char *format,
+                       va_list arguments)
+{
+    int saved_errno = errno;
+    char message[NOSA_LOG_LINE_MAX];
+    struct line line = {.length = 0};
+    if (vsnprintf(message, sizeof message, format, arguments) < 0)
+        message[0] = '\0';
+    if (atomic_load(&current_format) == NOSA_LOG_FORMAT_JSON)
+        write_json(&line, level, subsystem, subject, message);
+    else
+        write_text(&line, level, subsystem, message);
+    line_write(&line);
+    errno = saved_errno;
+}
+
+void nosa_log_set_worker(const char *id)
+{
+    atomic_store(&current_worker, id);
+}
+
 void nosa_log(enum nosa_log_level level, const char *subsystem, const char *format, ...)
 {
     if (!nosa_log_enabled(level))
         return;
-    int saved_errno = errno;
-    char message[NOSA_LOG_LINE_MAX];
     va_list arguments;
     va_start(arguments, format);
-    if (vsnprintf(message, sizeof message, format, arguments) < 0)
-        message[0] = '\0';
+    write_line(level, subsystem, NULL, format, arguments);
     va_end(arguments);
+}
 
-    struct line line = {.length = 0};
-    bool json = atomic_load(&current_format) == NOSA_LOG_FORMAT_JSON;
-    line_append_text(&line, json ? "{\"time\":\"" : "");
-    line_append_time(&line);
-    line_append_text(&line, json ? "\",\"level\":\"" : " ");
-    line_append_text(&line, nosa_log_level_name(level));
-    line_append_text(&line, json ? "\",\"subsystem\":\"" : " ");
-    line_append_text(&line, subsystem);
-    line_append_text(&line, json ? "\",\"message\":\"" : ": ");
-    if (json) {
-        line_append_json(&line, message);
-        line.text[line.length++] = '"';
-        line.text[line.length++] = '}';
-    } else {
-        line_append_plain(&line, message);
-    }
-    line_write(&line);
-    errno = saved_errno;
+void nosa_log_about(enum nosa_log_level level, const char *subsystem,
+                    const struct nosa_log_subject *subject, const char *format, ...)
+{
+    if (!nosa_log_enabled(level))
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    write_line(level, subsystem, subject, format, arguments);
+    va_end(arguments);
 }
 
 const char *nosa_log_level_name(enum nosa_log_level level)

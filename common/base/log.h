@@ -34,6 +34,11 @@ struct nosa_log_options {
 /* Replaces the options; the first ones are {NOSA_LOG_INFO, NOSA_LOG_FORMAT_TEXT, 2, NULL}. */
 void nosa_log_configure(const struct nosa_log_options *options);
 
+/* This process is the worker `id`: every line names it, in text after the subsystem
+ * ("engine[worker-0]: ..."), in JSON as "worker". Without control characters; borrowed until it is
+ * set anew; NULL: none. */
+void nosa_log_set_worker(const char *id);
+
 /* Whether a line of `level` would be written, for arguments that cost something. */
 bool nosa_log_enabled(enum nosa_log_level level);
 
@@ -44,6 +49,20 @@ bool nosa_log_enabled(enum nosa_log_level level);
  */
 void nosa_log(enum nosa_log_level level, const char *subsystem, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* Whom a line is about. NULL: nobody. */
+struct nosa_log_subject {
+    const char *request; /* its request_id */
+    const char *worker;  /* its id */
+};
+
+/*
+ * The same, with the subject's ids as fields of their own in JSON ("request", "worker", before the
+ * message); in text the message names them in its words.
+ */
+void nosa_log_about(enum nosa_log_level level, const char *subsystem,
+                    const struct nosa_log_subject *subject, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
 
 /* "error", "warn", "info", "debug"; never NULL. */
 const char *nosa_log_level_name(enum nosa_log_level level);

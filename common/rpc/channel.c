@@ -158,6 +158,12 @@ void nosa_rpc_channel_reset_backoff(struct nosa_rpc_channel *channel)
         grpc_channel_reset_connect_backoff(channel->targets[i].grpc);
 }
 
+void nosa_rpc_channel_connect(struct nosa_rpc_channel *channel)
+{
+    grpc_channel *grpc = channel->targets[atomic_load(&channel->current)].grpc;
+    (void)grpc_channel_check_connectivity_state(grpc, 1);
+}
+
 const char *nosa_rpc_channel_address(struct nosa_rpc_channel *channel)
 {
     return channel->targets[atomic_load(&channel->current)].address;

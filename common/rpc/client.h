@@ -3,9 +3,10 @@
  *
  * A channel has one or more addresses. Calls go to the current one; when it turns out to be away
  * (UNAVAILABLE without a message received), calls after that go to the next. Connections are made
- * on the first call, with growing pauses between attempts; a call while there is no connection
- * fails with UNAVAILABLE at once, unless it waits for one (`wait_for_ready`). Keepalive finds peers
- * that are frozen: their calls end with UNAVAILABLE within keepalive_ms + keepalive_timeout_ms.
+ * on the first call (or nosa_rpc_channel_connect), with growing pauses between attempts; a call
+ * while there is no connection fails with UNAVAILABLE at once, unless it waits for one
+ * (`wait_for_ready`). Keepalive finds peers that are frozen: their calls end with UNAVAILABLE
+ * within keepalive_ms + keepalive_timeout_ms.
  */
 #ifndef NOSA_RPC_CLIENT_H
 #define NOSA_RPC_CLIENT_H
@@ -61,6 +62,7 @@ struct nosa_rpc_outcome {
     enum nosa_rpc_code code;
     const char *text;    /* the peer's or the transport's words, one line; never NULL; borrowed */
     const char *address; /* whom the call went to; borrowed */
+    bool unreadable;     /* a stream's message could not be read: the code is INTERNAL, and ours */
 };
 
 /* ---- channels ---- */
@@ -76,6 +78,10 @@ enum nosa_status nosa_rpc_channel_create(struct nosa_rpc_channel **channel,
 
 /* Lets the channel go; calls that still run keep what they need of it. NULL is allowed. */
 void nosa_rpc_channel_free(struct nosa_rpc_channel *channel);
+
+/* Begins to connect now instead of at the first call, so that it need not wait: for peers that will
+ * be called soon. Does not block. Any thread. */
+void nosa_rpc_channel_connect(struct nosa_rpc_channel *channel);
 
 /* Tries to connect at the next call even if a pause between attempts is not over: for when a peer
  * is known to be back. Any thread. */

@@ -15,6 +15,7 @@
 
 #define ARMED_PER_LOOP       2     /* calls of one method that may arrive at the same moment */
 #define OPEN_CALLS_EXTRA     256   /* beyond calls_max, for `open` methods */
+#define HANG_UP_MS           1000  /* for connections that were closed to be gone */
 #define HANDSHAKE_TIMEOUT_MS 10000 /* of a connection that says nothing */
 #define ADDRESSES_MAX        8     /* that one name may stand for */
 
@@ -225,7 +226,7 @@ enum nosa_status nosa_rpc_server_listen(struct nosa_rpc_server *server, const ch
                                         const struct nosa_rpc_tls *tls, uint16_t *port,
                                         struct nosa_error *error)
 {
-    NOSA_ASSERT(!server->started);
+    NOSA_ASSERT(!server->started && server->port_count < NOSA_RPC_PORTS_MAX);
     char host[NOSA_RPC_HOST_MAX];
     char numeric[ADDRESSES_MAX][NOSA_RPC_ADDRESS_MAX];
     size_t count;
@@ -244,6 +245,7 @@ enum nosa_status nosa_rpc_server_listen(struct nosa_rpc_server *server, const ch
     grpc_server_credentials_release(credentials);
     if (opened == 0)
         return nosa_error_set(error, NOSA_IO_ERROR, "cannot listen on %s", address);
+    server->ports[server->port_count++] = opened;
     if (port)
         *port = opened;
     return NOSA_OK;
@@ -279,46 +281,65 @@ static void shutdown_complete(struct nosa_rpc_tag *tag, bool ok)
     pthread_mutex_unlock(&server->mutex);
 }
 
-/* Under the mutex: waits until all is over or the deadline comes; whether every call is done. */
-static bool wait_quiet(struct nosa_rpc_server *server, const struct timespec *deadline)
+static struct timespec in_ms(uint32_t ms)
 {
-    while (!server->notified || server->live > 0 || server->armed > 0) {
-        if (!deadline)
-            pthread_cond_wait(&server->changed, &server->mutex);
-        else if (pthread_cond_timedwait(&server->changed, &server->mutex, deadline) == ETIMEDOUT)
-            return server->live == 0;
+    struct timespec moment;
+    clock_gettime(CLOCK_MONOTONIC, &moment);
+    moment.tv_sec += ms / 1000;
+    moment.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (moment.tv_nsec >= 1000000000) {
+        moment.tv_sec++;
+        moment.tv_nsec -= 1000000000;
     }
-    return true;
+    return moment;
+}
+
+/* Waits until no call is left; false: the time was over first. */
+static bool wait_without_calls(struct nosa_rpc_server *server, uint32_t ms)
+{
+    struct timespec deadline = in_ms(ms);
+    int failed = 0;
+    pthread_mutex_lock(&server->mutex);
+    while (server->live > 0 && failed == 0)
+        failed = pthread_cond_timedwait(&server->changed, &server->mutex, &deadline);
+    bool quiet = server->live == 0;
+    pthread_mutex_unlock(&server->mutex);
+    return quiet;
+}
+
+/* Waits until all is over; false: the time (NULL: there is none) was over first. */
+static bool wait_over(struct nosa_rpc_server *server, const struct timespec *deadline)
+{
+    int failed = 0;
+    pthread_mutex_lock(&server->mutex);
+    while ((!server->notified || server->live > 0 || server->armed > 0) && failed == 0) {
+        if (deadline)
+            failed = pthread_cond_timedwait(&server->changed, &server->mutex, deadline);
+        else
+            pthread_cond_wait(&server->changed, &server->mutex);
+    }
+    pthread_mutex_unlock(&server->mutex);
+    return failed == 0;
 }
 
 bool nosa_rpc_server_shutdown(struct nosa_rpc_server *server, uint32_t grace_ms)
 {
     NOSA_ASSERT(!server->shut_down && !nosa_rpc_runtime_is_own_thread());
     server->shut_down = true;
-    struct timespec deadline;
-    clock_gettime(CLOCK_MONOTONIC, &deadline);
-    deadline.tv_sec += grace_ms / 1000;
-    deadline.tv_nsec += (long)(grace_ms % 1000) * 1000000;
-    if (deadline.tv_nsec >= 1000000000) {
-        deadline.tv_sec++;
-        deadline.tv_nsec -= 1000000000;
-    }
+    atomic_store(&server->closing, true);
     for (size_t i = 0; i < server->hook_count; i++)
         if (server->hooks[i].shutdown)
             server->hooks[i].shutdown(server->hooks[i].context);
+    bool quiet = wait_without_calls(server, grace_ms);
+    nosa_rpc_server_hang_up(server);
     server->shutdown_tag.complete = shutdown_complete;
     grpc_server_shutdown_and_notify(server->grpc, server->runtime->loops[0].queue,
                                     nosa_rpc_tag_hand_over(&server->shutdown_tag));
-    pthread_mutex_lock(&server->mutex);
-    bool quiet = wait_quiet(server, &deadline);
-    bool over = server->notified;
-    pthread_mutex_unlock(&server->mutex);
-    /* Connections of clients that do not react to being sent away end here too. */
-    if (!quiet || !over)
+    struct timespec deadline = in_ms(quiet ? HANG_UP_MS : 0);
+    if (!wait_over(server, &deadline)) {
         grpc_server_cancel_all_calls(server->grpc);
-    pthread_mutex_lock(&server->mutex);
-    (void)wait_quiet(server, NULL);
-    pthread_mutex_unlock(&server->mutex);
+        (void)wait_over(server, NULL);
+    }
     return quiet;
 }
 

@@ -55,7 +55,10 @@ struct nosa_rpc_server_options {
     uint32_t keepalive_timeout_ms; /* and give it up when it does not answer within [5,000] */
     uint32_t ping_interval_min_ms; /* clients may ping this often [500]; more is a protocol error */
     nosa_rpc_admit admit;          /* NULL: everyone */
-    void *admit_context;           /* borrowed until the server is freed */
+    /* Told of each call that ends before its handler hears of it (not admitted, beyond calls_max,
+     * a request that does not parse), on the call's thread; NULL. */
+    void (*refused)(void *context, struct nosa_rpc_call *call, enum nosa_rpc_code code);
+    void *admit_context; /* of both; borrowed until the server is freed */
 };
 
 enum nosa_rpc_kind {
@@ -123,9 +126,9 @@ enum nosa_status nosa_rpc_server_listen(struct nosa_rpc_server *server, const ch
 enum nosa_status nosa_rpc_server_start(struct nosa_rpc_server *server, struct nosa_error *error);
 
 /*
- * Ends service: health turns NOT_SERVING, listeners close, clients are told to go elsewhere, new
- * calls are refused, health watchers and reflection end with UNAVAILABLE; other calls may run for
- * `grace_ms`, then they are cancelled. Returns when every call is done, so handlers must finish
+ * Ends service: health turns NOT_SERVING, new calls end with UNAVAILABLE, as health watchers and
+ * reflection do; other calls may run for `grace_ms`, then they are cancelled; at last listeners and
+ * connections close. Returns when every call is done, so handlers must finish
  * theirs when they are cancelled. Blocks; not from a thread of the runtime. Returns whether none
  * had to be cancelled. A server that was not started only closes its ports. Once.
  */
@@ -187,8 +190,8 @@ uint32_t nosa_rpc_call_waiting(struct nosa_rpc_call *call);
 /* Whether the caller is gone. */
 bool nosa_rpc_call_is_cancelled(struct nosa_rpc_call *call);
 
-/* DEADLINE_EXCEEDED when the caller's deadline has passed, else CANCELLED: what to count a call
- * under that was cancelled. */
+/* DEADLINE_EXCEEDED when the caller's deadline has passed, or is so near that it was what ended the
+ * call, else CANCELLED: what to count a call under that was cancelled. */
 enum nosa_rpc_code nosa_rpc_call_cancel_code(struct nosa_rpc_call *call);
 
 /* When the caller's deadline passes, by nosa_monotonic_ns; UINT64_MAX: never. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/utf8.h"
 #include "rpc/message.h"
 #include "rpc/payload_internal.h"
@@ -310,30 +311,44 @@ static enum nosa_status unpack_request(struct nosa_rpc_call *call, struct nosa_e
     return status;
 }
 
+/* Ends a call that its handler does not hear of. */
+static void refuse(struct nosa_rpc_call *call, enum nosa_rpc_code code, const char *text)
+{
+    const struct nosa_rpc_server_options *options = &call->route->server->options;
+    if (options->refused)
+        options->refused(options->admit_context, call, code);
+    nosa_rpc_call_finish(call, code, text);
+}
+
 /* On the loop's thread; the handler may finish the call, on any thread, before this returns. */
 static void begin(struct nosa_rpc_call *call, bool within_bound)
 {
     struct nosa_error error = {0};
     enum nosa_rpc_code code;
     char text[NOSA_RPC_TEXT_MAX];
+    call->arrived_ns = nosa_monotonic_ns();
     grpc_op op = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER,
                   .data.recv_close_on_server = {&call->close_cancelled}};
     start_batch(call, &op, 1, &call->close_tag);
+    if (atomic_load(&call->route->server->closing)) {
+        nosa_rpc_call_finish(call, NOSA_RPC_UNAVAILABLE, "the server is shutting down");
+        return;
+    }
     if (!within_bound) {
         snprintf(text, sizeof text, "the server has %u calls already",
                  call->route->server->options.calls_max);
-        nosa_rpc_call_finish(call, NOSA_RPC_RESOURCE_EXHAUSTED, text);
+        refuse(call, NOSA_RPC_RESOURCE_EXHAUSTED, text);
         return;
     }
     if (!admitted(call, &code, text)) {
-        nosa_rpc_call_finish(call, code, text);
+        refuse(call, code, text);
         return;
     }
     enum nosa_status status = unpack_request(call, &error);
     if (status != NOSA_OK) {
         code =
             status == NOSA_UNSUPPORTED ? NOSA_RPC_UNIMPLEMENTED : nosa_rpc_code_from_status(status);
-        nosa_rpc_call_finish(call, code, error.text);
+        refuse(call, code, error.text);
         return;
     }
     /* No event of the call comes before this returns to the loop, so it cannot vanish. */

@@ -9,6 +9,8 @@
 #include "base/clock.h"
 #include "rpc/server_internal.h"
 
+#define DEADLINE_SLACK_NS (100 * NOSA_NS_PER_MS)
+
 uint32_t nosa_rpc_call_waiting(struct nosa_rpc_call *call)
 {
     pthread_mutex_lock(&call->mutex);
@@ -38,8 +40,15 @@ uint64_t nosa_rpc_call_deadline_ns(struct nosa_rpc_call *call)
 
 enum nosa_rpc_code nosa_rpc_call_cancel_code(struct nosa_rpc_call *call)
 {
-    return nosa_rpc_call_deadline_ns(call) <= nosa_monotonic_ns() ? NOSA_RPC_DEADLINE_EXCEEDED
-                                                                  : NOSA_RPC_CANCELLED;
+    /* The caller gives up by its own clock, which began before the request arrived here, and gRPC
+     * rounds what it says of its deadline up by a percent or so. */
+    uint64_t deadline_ns = nosa_rpc_call_deadline_ns(call);
+    uint64_t whole_ns = deadline_ns > call->arrived_ns ? deadline_ns - call->arrived_ns : 0;
+    uint64_t slack_ns = whole_ns / 50 > DEADLINE_SLACK_NS ? whole_ns / 50 : DEADLINE_SLACK_NS;
+    if (slack_ns > whole_ns / 2)
+        slack_ns = whole_ns / 2;
+    bool over = deadline_ns != UINT64_MAX && deadline_ns - slack_ns <= nosa_monotonic_ns();
+    return over ? NOSA_RPC_DEADLINE_EXCEEDED : NOSA_RPC_CANCELLED;
 }
 
 const char *nosa_rpc_call_metadata(struct nosa_rpc_call *call, const char *name, size_t *size)

@@ -22,6 +22,7 @@
 #include "rpc/server.h"
 
 #define NOSA_RPC_HOOKS_MAX 4
+#define NOSA_RPC_PORTS_MAX 8
 
 /* A method of an added service. Fixed after start. */
 struct nosa_rpc_route {
@@ -59,7 +60,11 @@ struct nosa_rpc_server {
     size_t hook_count;
     void *health; /* health.c's, if it was added; owned through its hook */
     struct nosa_rpc_tag shutdown_tag;
+    uint16_t ports[NOSA_RPC_PORTS_MAX]; /* [port_count], those that it listens on */
+    size_t port_count;
     bool started;
+    /* any thread */
+    atomic_bool closing; /* new calls are refused */
     /* owned by the thread that shuts down */
     bool shut_down;
     pthread_mutex_t mutex;
@@ -76,6 +81,7 @@ struct nosa_rpc_call {
     struct nosa_rpc_route *route;
     struct nosa_rpc_loop *loop;
     gpr_timespec deadline;
+    uint64_t arrived_ns;
     grpc_metadata_array headers;
     atomic_bool cancelled; /* the caller is gone */
     /* owned by the loop */
@@ -128,6 +134,15 @@ bool nosa_rpc_server_enter(struct nosa_rpc_server *server, bool open);
 void nosa_rpc_server_leave(struct nosa_rpc_server *server);
 /* Counts what is armed: +1 or -1. */
 void nosa_rpc_server_count_armed(struct nosa_rpc_server *server, int change);
+
+/* ---- hang_up.c ---- */
+
+/*
+ * Ends every connection of the server; what was written still arrives. gRPC's own shutdown ends
+ * calls that cross it with CANCELLED, as if their callers had; so they find the connection closed,
+ * which callers know as UNAVAILABLE.
+ */
+void nosa_rpc_server_hang_up(struct nosa_rpc_server *server);
 
 /* ---- server_unknown.c ---- */
 

@@ -100,6 +100,7 @@ static void end_if_over(struct nosa_rpc_stream *stream)
     }
     if (stream->broken) {
         outcome.code = NOSA_RPC_INTERNAL;
+        outcome.unreadable = true;
         snprintf(text, sizeof text, "a message cannot be read: %.400s", stream->broken);
     }
     stream->events->end(stream->context, stream, &outcome);

@@ -99,7 +99,8 @@ static void complete(struct nosa_rpc_tag *tag, bool ok)
             return;
         }
     }
-    const struct nosa_rpc_outcome outcome = {code, text, channel->targets[target].address};
+    const struct nosa_rpc_outcome outcome = {
+        .code = code, .text = text, .address = channel->targets[target].address};
     if (unary->waiting) {
         wake(unary->waiting, &outcome, response);
     } else {

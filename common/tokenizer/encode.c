@@ -7,6 +7,10 @@
 
 enum nosa_status nosa_tokens_append(struct nosa_tokens *tokens, int32_t id)
 {
+    if (tokens->count_max > 0 && tokens->count >= tokens->count_max) {
+        tokens->full = true;
+        return NOSA_RESOURCE_EXHAUSTED;
+    }
     if (tokens->count == tokens->capacity) {
         size_t capacity = tokens->capacity < 64 ? 64 : tokens->capacity * 2;
         int32_t *ids = realloc(tokens->ids, capacity * sizeof *ids);
@@ -169,6 +173,8 @@ static enum nosa_status conclude(enum nosa_status status, struct nosa_tokens *to
         tokens->count = count_before;
     if (status == NOSA_OUT_OF_MEMORY)
         nosa_error_set(error, status, "no memory to encode the text");
+    else if (status != NOSA_OK && tokens->full)
+        nosa_error_set(error, status, "more than %zu tokens", tokens->count_max);
     return status;
 }
 

@@ -34,10 +34,13 @@ struct nosa_tokens {
     size_t count;
     size_t capacity;
     uint64_t
-        merge_steps; /* queue moves that merging took so far; O(n log n) in the text's length */
+        merge_steps;  /* queue moves that merging took so far; O(n log n) in the text's length */
+    size_t count_max; /* more are refused; 0: no bound */
+    bool full;        /* some were */
 };
 
-/* NOSA_OK or NOSA_OUT_OF_MEMORY; on failure the list is as it was. */
+/* NOSA_OK, NOSA_RESOURCE_EXHAUSTED beyond count_max, or NOSA_OUT_OF_MEMORY; on failure the list is
+ * as it was. */
 enum nosa_status nosa_tokens_append(struct nosa_tokens *tokens, int32_t id);
 /* Frees the memory and zeroes the list. */
 void nosa_tokens_free(struct nosa_tokens *tokens);
@@ -82,7 +85,8 @@ void nosa_tokenizer_close(struct nosa_tokenizer *tokenizer);
  * PARSE_SPECIAL, special tokens spelled in the text are encoded as plain text; added tokens that
  * are not special are recognised either way. On error `tokens` has as many ids as before.
  * NOSA_INVALID_ARGUMENT: longer than NOSA_TOKENIZER_TEXT_BYTES_MAX; NOSA_RESOURCE_EXHAUSTED: one of
- * the tokenizer's regular expressions ran past its match limit; NOSA_OUT_OF_MEMORY.
+ * the tokenizer's regular expressions ran past its match limit, or (tokens->full) the ids past
+ * tokens->count_max, which ends the work there; NOSA_OUT_OF_MEMORY.
  */
 enum nosa_status nosa_tokenizer_encode(const struct nosa_tokenizer *tokenizer, const char *text,
                                        size_t size, unsigned flags, struct nosa_tokens *tokens,

@@ -10,6 +10,7 @@ import queue
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -25,6 +26,18 @@ WORKER = os.environ.get("NOSA_WORKER") or str(rpc.BUILD / "bin" / "nosa-worker")
 SERVICE = "nosa.cluster.v1.Worker"
 PATIENCE_S = 120 if rpc.SANITIZED else 30
 
+PRELOAD = os.environ.get("NOSA_TEST_PRELOAD") or str(rpc.BUILD / "lib" / "libnosa_test_preload.so")
+"""For LD_PRELOAD: see tests/support/preload.c."""
+
+WITHOUT_IO_URING = (
+    sys.executable, "-B", "-c",
+    "import os, sys; sys.path.insert(0, sys.argv[1]);"
+    "from test_nosa_run_tiers import refuse_io_uring; refuse_io_uring();"
+    "os.execv(sys.argv[2], sys.argv[2:])",
+    os.path.dirname(__file__),
+)  # fmt: skip
+"""Runs what follows behind a filter; in a process of its own, since gRPC does not bear a fork."""
+
 RUN = rpc.message("nosa.cluster.v1.RunRequest")
 SAMPLING = rpc.message("nosa.v1.Sampling")
 JOINED = rpc.message("nosa.cluster.v1.JoinResponse")
@@ -35,8 +48,18 @@ LEFT = rpc.message("nosa.cluster.v1.LeaveResponse")
 class Coordinator:
     """The Registry service of a coordinator; keeps what it was told."""
 
-    def __init__(self, port: int = 0, heartbeat_ms: int = 50, drain: bool = False) -> None:
-        """Serves on a port of the loopback."""
+    def __init__(
+        self,
+        port: int = 0,
+        heartbeat_ms: int = 50,
+        drain: bool = False,
+        host: str = "127.0.0.1",
+        garbage: bytes | None = None,
+    ) -> None:
+        """Serves on a port of the loopback; `garbage` is answered to a Join instead."""
+        self.garbage = garbage
+        self.asked = 0
+        self.starts: list[Any] = []
         self.joins: list[Any] = []
         self.heartbeats: list[Any] = []
         self.leaves: list[Any] = []
@@ -55,17 +78,22 @@ class Coordinator:
         ):
             request = rpc.message(f"nosa.cluster.v1.{name}Request")
             handlers[name] = grpc.unary_unary_rpc_method_handler(
-                handler, request.FromString, lambda message: message.SerializeToString()
+                handler,
+                request.FromString,
+                lambda answer: answer if isinstance(answer, bytes) else answer.SerializeToString(),
             )
         generic = grpc.method_handlers_generic_handler("nosa.cluster.v1.Registry", handlers)
         self.server.add_generic_rpc_handlers((generic,))
-        self.port = self.server.add_insecure_port(f"127.0.0.1:{port}")
-        self.address = f"127.0.0.1:{self.port}"
+        self.port = self.server.add_insecure_port(f"{host}:{port}")
+        self.address = f"{host}:{self.port}"
         self.server.start()
 
     def join(self, request: Any, context: Any) -> Any:
         """A worker makes itself known."""
-        self.joins.append(request)
+        self.asked += 1
+        if self.garbage is not None:
+            return self.garbage
+        (self.joins if request.model.model_hash else self.starts).append(request)
         self.known.add((request.worker_id, request.incarnation))
         return JOINED(
             coordinator_epoch=self.epoch,
@@ -101,20 +129,29 @@ class Coordinator:
 class Worker:
     """nosa-worker as a process; use as a context."""
 
-    def __init__(self, model: Path, *arguments: Any) -> None:
-        """Starts it and waits until it is ready."""
+    def __init__(
+        self,
+        model: Path,
+        *arguments: Any,
+        env: dict[str, str] | None = None,
+        refuse_io_uring: bool = False,
+        wait: bool = True,
+    ) -> None:
+        """Starts it, without io_uring if it is to, and waits until it is ready."""
         self.lines: list[str] = []
+        command = [*(WITHOUT_IO_URING if refuse_io_uring else ()), WORKER, "--model", str(model)]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("NOSA_")}
         self.process = subprocess.Popen(
-            [WORKER, "--model", str(model), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0",
-             "--threads", "1", "--log-level", "debug", *map(str, arguments)],
-            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={k: v for k, v in os.environ.items() if not k.startswith("NOSA_")},
+            [*command, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", "1",
+             "--log-level", "debug", *map(str, arguments)],
+            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=kept | (env or {}),
         )  # fmt: skip
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         self.port = int(self.find(r"listens on port (\d+)"))
         self.http = int(self.find(r"HTTP on port (\d+)"))
-        rpc.eventually(lambda: self.get("readyz")[0] == 200, "ready", PATIENCE_S)
+        if wait:
+            rpc.eventually(lambda: self.get("readyz")[0] == 200, "ready", PATIENCE_S)
         self.incarnation = 0
         self.model_hash = b""
 
@@ -191,6 +228,8 @@ class Worker:
 
     def __exit__(self, *unused: object) -> None:
         """Kills what is left."""
+        if self.process.stderr.closed:
+            return
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -44,6 +44,11 @@ def output_of(prompt: list[int], count: int) -> list[int]:
     return [token_at(prompt, index) for index in range(count)]
 
 
+def serialize(answer: Any) -> bytes:
+    """A message's bytes; bytes, of a worker that answers garbage, as they are."""
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
 def environment() -> dict[str, str]:
     """This process's environment without NOSA_ variables."""
     return {name: value for name, value in os.environ.items() if not name.startswith("NOSA_")}
@@ -52,10 +57,10 @@ def environment() -> dict[str, str]:
 class Coordinator:
     """The program under test; use as a context."""
 
-    def __init__(self, *arguments: str, tls: bool = False) -> None:
-        """Starts it on free ports."""
+    def __init__(self, *arguments: str, tls: bool = False, prefix: tuple[str, ...] = ()) -> None:
+        """Starts it on free ports; `prefix`: a command that runs it."""
         listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
-        command = [PROGRAM, *listen, "--http", "127.0.0.1:0", *arguments]
+        command = [*prefix, PROGRAM, *listen, "--http", "127.0.0.1:0", *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
         )
@@ -78,10 +83,10 @@ class Coordinator:
         for line in self.process.stderr:
             self.log.append(line)
 
-    def channel(self) -> grpc.Channel:
+    def channel(self, *options: tuple[str, Any]) -> grpc.Channel:
         """A new connection without TLS."""
         return grpc.insecure_channel(
-            self.address, options=[("grpc.use_local_subchannel_pool", 1)]
+            self.address, options=[("grpc.use_local_subchannel_pool", 1), *options]
         )
 
     def terminate(self) -> None:
@@ -116,7 +121,8 @@ class Worker:
 
     def __init__(self, coordinator: str, worker_id: str, **options: Any) -> None:
         """Serves on a free port and joins; options: model, hash, fingerprint, delay_s, files,
-        queue_full, incarnation, batch, protocol, join (False: the test joins by itself)."""
+        spoilt_files, attention, context, sampling, queue_full, incarnation, batch, tops, protocol,
+        address (that it gives), threads, join (False: the test joins by itself)."""
         self.id = worker_id
         self.options = options
         self.incarnation = options.get("incarnation") or time.time_ns()
@@ -130,8 +136,12 @@ class Worker:
         self.cancelling = False
         self.prefixes: list[int] = []
         self.drains: list[int] = []
+        self.fenced = False
+        self.kv = message("KvTotals")()
+        self.used_bytes = 0
         self.server = grpc.server(
-            futures.ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 0)]
+            futures.ThreadPoolExecutor(options.get("threads", 64)),
+            options=[("grpc.so_reuseport", 0)],
         )
         self.server.add_generic_rpc_handlers([self.handlers()])
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
@@ -153,32 +163,48 @@ class Worker:
     def join_request(self) -> Any:
         """What it says of itself."""
         tier = message("TierCapacity")(tier=1, bytes=1 << 20, blocks=256)
-        capacity = message("Capacity")(
-            batch_max=32, queue_max=64, tensor_parallel=1, tiers=[tier]
-        )
+        capacity = message("Capacity")(batch_max=32, queue_max=64, tensor_parallel=1, tiers=[tier])
         model = self.options.get("model", "demo")
         card = message("ModelCard")(
             id=model,
             model_hash=hashlib.sha256(self.options.get("hash", model).encode()).digest(),
-            files_hash=hashlib.sha256(b"files").digest(),
+            files_hash=self.files_hash(),
             vocab_size=VOCAB,
-            max_context_tokens=CONTEXT,
-            attention="full",
+            max_context_tokens=self.options.get("context", CONTEXT),
+            attention=self.options.get("attention", "full"),
             eos_token_ids=[EOS],
             block_tokens=16,
+            default_sampling=self.options.get("sampling"),
         )
         return message("JoinRequest")(
             protocol=self.options.get("protocol", 1),
             version="test",
             worker_id=self.id,
             incarnation=self.incarnation,
-            address=self.address,
+            address=self.options.get("address", self.address),
             model=card,
             capacity=capacity,
             fingerprint=self.options.get("fingerprint", "cpu/1"),
             device="cpu",
             state=self.state,
         )
+
+    def files(self) -> list[tuple[str, bytes]]:
+        """A tokenizer whose ids are the bytes, with a chat template; or nothing."""
+        if not self.options.get("files", True):
+            return []
+        template = "<|im_start|>{{ message.role }}<|im_end|>"
+        return [
+            ("tokenizer.json", json.dumps(byte_tokenizer()).encode()),
+            ("tokenizer_config.json", json.dumps({"chat_template": template}).encode()),
+        ]
+
+    def files_hash(self) -> bytes:
+        """Of each file its name, a zero byte and its bytes."""
+        digest = hashlib.sha256()
+        for name, data in self.files():
+            digest.update(name.encode() + b"\0" + data)
+        return digest.digest()
 
     def join(self) -> Any:
         """Joins; the coordinator's answer."""
@@ -197,7 +223,11 @@ class Worker:
             coordinator_epoch=self.epoch,
             sequence=self.sequence,
             state=self.state,
-            load=message("Load")(running=self.active),
+            load=message("Load")(
+                running=self.active,
+                kv=self.kv,
+                tiers=[message("TierLoad")(tier=1, used_bytes=self.used_bytes)],
+            ),
             prefixes=message("PrefixDelta")(reset=True, tiers=[added]),
         )
         return self.registry.Heartbeat(request, timeout=5)
@@ -205,11 +235,14 @@ class Worker:
     def heartbeats(self) -> None:
         """Until it stops."""
         while not self.stopping.wait(self.heartbeat_s):
-            if self.silent:
+            if self.silent or self.fenced:
                 continue
+            if self.state == 3 and self.active == 0:
+                self.state = 4
             try:
                 self.heartbeat()
             except grpc.RpcError as error:
+                self.fenced = error.code() == grpc.StatusCode.ABORTED
                 if error.code() == grpc.StatusCode.NOT_FOUND:
                     self.join()
 
@@ -219,29 +252,27 @@ class Worker:
         """Its methods."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         table = {}
-        for name, make, request, response in (
-            ("Run", stream, "RunRequest", "RunEvent"),
-            ("FetchModel", stream, "FetchModelRequest", "FileChunk"),
-            ("DrainWorker", unary, "DrainWorkerRequest", "DrainWorkerResponse"),
-            ("ResumeWorker", unary, "ResumeWorkerRequest", "ResumeWorkerResponse"),
+        for name, make, request in (
+            ("Run", stream, "RunRequest"),
+            ("FetchModel", stream, "FetchModelRequest"),
+            ("DrainWorker", unary, "DrainWorkerRequest"),
+            ("ResumeWorker", unary, "ResumeWorkerRequest"),
         ):
             table[name] = make(
                 getattr(self, name),
                 request_deserializer=message(request).FromString,
-                response_serializer=message(response).SerializeToString,
+                response_serializer=serialize,
             )
         return grpc.method_handlers_generic_handler("nosa.cluster.v1.Worker", table)
 
     def FetchModel(self, request: Any, context: Any) -> Any:
-        """A tokenizer whose ids are the bytes, with a chat template, in two chunks."""
-        template = "<|im_start|>{{ message.role }}<|im_end|>"
-        tokenizer = json.dumps(byte_tokenizer()).encode()
+        """Its files in chunks."""
         chunk = message("FileChunk")
-        if self.options.get("files", True):
-            yield chunk(name="tokenizer.json", data=tokenizer[:1000])
-            yield chunk(name="tokenizer.json", data=tokenizer[1000:])
-            config = json.dumps({"chat_template": template}).encode()
-            yield chunk(name="tokenizer_config.json", data=config)
+        for name, data in self.files():
+            if self.options.get("spoilt_files"):
+                data = data.replace(b"a", b"b")
+            yield chunk(name=name, data=data[:1000])
+            yield chunk(name=name, data=data[1000:])
 
     def Run(self, request: Any, context: Any) -> Any:
         """Deterministic tokens, one event each (or `batch` of them)."""
@@ -284,7 +315,8 @@ class Worker:
             tokens = message("RunTokens")(first_index=index, token_ids=ids)
             for token in ids if request.logprobs else []:
                 logprob = tokens.logprobs.add(token_id=token, logprob=-0.5)
-                logprob.top.add(token_id=token, logprob=-0.5)
+                for _ in range(self.options.get("tops", 1)):
+                    logprob.top.add(token_id=token, logprob=-0.5)
             index += len(ids)
             yield event(tokens=tokens)
         usage = rpc.message("nosa.v1.Usage")(kv_gpu_hits=11, kv_host_hits=12)
@@ -302,6 +334,13 @@ class Worker:
         return message("ResumeWorkerResponse")(state=2)
 
     # ---- its end ----
+
+    def leave(self) -> None:
+        """Says goodbye, after its last heartbeat."""
+        self.stopping.set()
+        self.beat.join(10)
+        request = message("LeaveRequest")(worker_id=self.id, incarnation=self.incarnation)
+        self.registry.Leave(request, timeout=10)
 
     def kill(self) -> None:
         """Connections break, heartbeats end."""

@@ -24,6 +24,7 @@ RANDOM = TREE / "tests" / "vectors" / "random"
 PROGRAM = os.environ.get("NOSA_RUN") or str(TREE / "build" / "bin" / "nosa-run")
 SANITIZED = bool(os.environ.get("NOSA_SANITIZED"))
 TIMEOUT_S = 240
+NOBODY = 65534
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
@@ -60,6 +61,13 @@ def start(*arguments: Any) -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         env=environment(),
     )
+
+
+def as_nobody() -> None:
+    """Makes this process one of another user, without any privilege."""
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
 
 
 def run_json(

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -284,9 +285,7 @@ class TestSampling(NosaRun):
             *model(NOSA), "--prompt-tokens", "9,8,7,6", "--max-tokens", 64, "--ignore-eos",
             "--temperature", 2, "--top-k", 3, "--seed", 11,
         )  # fmt: skip
-        ranks = [
-            int((row > row[token]).sum()) for row, token in zip(logits, result["tokens"])
-        ]
+        ranks = [int((row > row[token]).sum()) for row, token in zip(logits, result["tokens"])]
         self.assertEqual(set(ranks), {0, 1, 2})
 
     def test_penalties_forbid_repetition(self) -> None:
@@ -472,9 +471,7 @@ class TestScore(NosaRun):
         rows = []
         for length in range(1, len(ids)):
             prompt = ",".join(map(str, ids[:length]))
-            logits, _ = dump_logits(
-                *self.bytes_model, "--prompt-tokens", prompt, "--max-tokens", 1
-            )
+            logits, _ = dump_logits(*self.bytes_model, "--prompt-tokens", prompt, "--max-tokens", 1)
             rows.append(logits[0])
         expected = log_softmax(np.array(rows))[np.arange(len(ids) - 1), ids[1:]]
         for flags in ([], ["--prefill-chunk", 1], ["--prefill-chunk", 5]):
@@ -535,8 +532,78 @@ class TestFlags(NosaRun):
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertRegex(done.stdout.decode(), r"\Anosa-run \d+\.\d+\.\d+[^\n]*\n\Z")
 
+    def values_of_flags(self) -> dict[str, tuple[str, str, str]]:
+        """For each flag a good value, a bad one, and what the refusal names; {} is its variable."""
+        text = self.text_file("some text")
+        new, none = str(self.folder / "new"), "/nonexistent/file"
+        paths = {"model": self.bytes_model[1], "prompt-file": text, "score": text,
+                 "dump-logits": new, "trace-selection": new}  # fmt: skip
+        checked = {
+            "max-tokens": "7", "temperature": "1.5", "top-p": "0.5", "top-k": "3", "min-p": "0.1",
+            "repetition-penalty": "9", "presence-penalty": "50", "frequency-penalty": "50",
+            "seed": "77", "attention": "full", "tp": "2", "threads": "1", "prefill-chunk": "2",
+            "max-context": "50", "gpu-kv-bytes": "1M", "host-kv-bytes": "1M", "kv-policy": "lru",
+            "nvme-kv-bytes": "2M", "nvme-write-bytes-per-day": "1G", "trace-from": "1",
+            "chat": "true", "ignore-eos": "true", "json": "true", "deterministic": "true",
+        }  # fmt: skip
+        return {
+            **{flag: (value, none, none) for flag, value in paths.items()},
+            **{flag: (value, "bad", "{}") for flag, value in checked.items()},
+            "prompt": ("some text", "", "--prompt"),
+            "prompt-tokens": ("9,8,7", "9,bad", "--prompt-tokens"),
+            "device": ("cpu", "gpu", "--device 'gpu'"),
+            "nvme-dir": (new, "/dev/null", "'/dev/null'"),
+        }
+
+    def outcome(self, *arguments: Any, env: dict[str, str] | None = None) -> tuple[Any, ...]:
+        """What a run prints and writes, without times; removes what it wrote."""
+        done = run(*arguments, env=env)
+        output = done.stdout
+        if output.startswith(b"{") and b'"timing"' in output:
+            result = json.loads(output)
+            result["timing"] = result["kv"]["stall_s"] = None
+            output = json.dumps(result).encode()
+        new, content = self.folder / "new", None
+        if new.is_dir():
+            content = sorted(path.name for path in new.iterdir())
+            shutil.rmtree(new)
+        elif new.exists():
+            content = new.read_bytes()
+            new.unlink()
+        errors = re.sub(rb"[\d.]+ s|\([\d.]+ tokens/s\)|\d\S+Z", b"", done.stderr)
+        return done.returncode, output, errors, content
+
     def test_environment_sets_every_flag(self) -> None:
-        """NOSA_<FLAG>; the command line wins."""
+        """Of those that --help names: a bad value is refused by name, a good one does the same."""
+        named = re.findall(r"^  --([a-z-]+)", run("--help").stdout.decode(), re.MULTILINE)
+        values = self.values_of_flags()
+        self.assertEqual(set(named) - {"help", "version"}, set(values))
+        inputs = ("prompt", "prompt-file", "prompt-tokens", "score")
+        for flag, (good, bad, needle) in values.items():
+            variable = "NOSA_" + flag.upper().replace("-", "_")
+            others = [] if flag == "model" else list(self.bytes_model)
+            if flag == "chat":
+                others += ["--prompt", "some text"]
+            elif flag not in inputs:
+                others += ["--prompt-tokens", "4,5,6"]
+            others += ["--json"] if flag != "json" else []
+            others += ["--seed", 5] if flag not in ("seed", "score") else []
+            others += ["--max-tokens", 5] if flag != "max-tokens" else []
+            if flag == "trace-from":
+                others += ["--trace-selection", self.folder / "new"]
+            elif flag.startswith("nvme-") and flag != "nvme-dir":
+                others += ["--nvme-dir", self.folder / "new"]
+            with self.subTest(flag=flag):
+                done = run(*others, env={variable: bad})
+                self.assertEqual((done.returncode, done.stdout), (2, b""))
+                self.assertIn(needle.format(variable), done.stderr.decode())
+                expected = self.outcome(*others, f"--{flag}={good}")
+                if flag != "chat":
+                    self.assertEqual(expected[0], 0, expected)
+                self.assertEqual(self.outcome(*others, env={variable: good}), expected)
+
+    def test_environment_gives_way_to_the_command_line(self) -> None:
+        """NOSA_<FLAG> of several flags at once; the command line wins."""
         flags = ["--prompt-tokens", "4,5,6", "--max-tokens", 7, "--temperature", 1, "--seed", 2]
         expected = run_json(*model(NOSA), *flags, "--attention", "full", "--ignore-eos")
         env = {
@@ -589,7 +656,15 @@ class TestFlags(NosaRun):
     def test_nosa_without_an_eviction_head_is_said(self) -> None:
         """It runs, but its second cut has nothing to rank by."""
         for name, warns in (("kv2_group1_d16_r4_plain", True), (NOSA, False)):
-            flags = [*model(name), "--prompt-tokens", "4,5", "--max-tokens", 1, "--attention", "nosa"]
+            flags = [
+                *model(name),
+                "--prompt-tokens",
+                "4,5",
+                "--max-tokens",
+                1,
+                "--attention",
+                "nosa",
+            ]
             done = run(*flags)
             self.assertEqual(done.returncode, 0)
             self.assertEqual(b"has no eviction head" in done.stderr, warns)

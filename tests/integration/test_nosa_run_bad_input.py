@@ -8,7 +8,10 @@ good checkpoint, which is then run with a good prompt.
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import struct
+import subprocess
 import tempfile
 import unittest
 from collections.abc import Callable
@@ -17,7 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import tap
-from program import Checkpoint, byte_tokenizer, read_safetensors, run, safetensors
+from program import (
+    PROGRAM,
+    SANITIZED,
+    TIMEOUT_S,
+    Checkpoint,
+    as_nobody,
+    byte_tokenizer,
+    environment,
+    read_safetensors,
+    run,
+    safetensors,
+)
 
 GOOD = "kv1_group4_d16_r4"
 SHARDED = "kv1_group3_d128_r2_f16_sharded"
@@ -436,6 +450,7 @@ def value_cases() -> list[Case]:
         "gpu-kv-bytes": ("", "x", "-1", "5Q", "1.5G", "99999999999G", "nan", "0"),
         "host-kv-bytes": ("", "x", "-1", "5Q"),
         "nvme-kv-bytes": ("", "x", "-1", "5Q"),
+        "nvme-write-bytes-per-day": ("", "x", "-1", "5Q", "1.5G", "99999999999G", "nan", "auto"),
         "json": ("maybe", "2"),
         "chat": ("maybe",),
     }
@@ -582,6 +597,50 @@ class TestBadInput(unittest.TestCase):
             for flags in (PROMPT, TOKENS, ["--score", TEXT]):
                 done = run("--model", path, *flags)
                 self.assertEqual(done.returncode, 0, done.stderr)
+
+    @unittest.skipIf(SANITIZED, "a sanitizer's build finds its libraries as root only")
+    def test_files_of_mode_000_are_refused(self) -> None:
+        """Prompts and files of the model that an ordinary user may not read."""
+        root = os.getuid() == 0
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            model = Checkpoint(folder, GOOD)
+            program = Path(shutil.copy(PROGRAM, folder / "nosa-run"))
+            text = folder / "text.txt"
+            text.write_text("good", encoding="utf-8")
+            for path in (folder, model.path.parent, model.path, program):
+                path.chmod(0o755)
+            text.chmod(0o644)
+            prompt, score = ["--prompt-file", text], ["--score", text]
+            for locked, flags in (
+                (None, prompt),
+                (text, prompt),
+                (text, score),
+                (model.path / "config.json", prompt),
+                (model.path / "model.safetensors", prompt),
+                (model.path / "tokenizer.json", prompt),
+            ):
+                command = [program, "--model", model.path, "--max-tokens", 1, *flags]
+                if locked:
+                    mode = locked.stat().st_mode
+                    locked.chmod(0)
+                done = subprocess.run(
+                    list(map(str, command)),
+                    preexec_fn=as_nobody if root else None,
+                    env=environment(),
+                    capture_output=True,
+                    timeout=TIMEOUT_S,
+                    check=False,
+                )
+                stderr = done.stderr.decode()
+                with self.subTest(locked=locked, flags=flags):
+                    if not locked:
+                        self.assertEqual(done.returncode, 0, stderr)
+                        continue
+                    locked.chmod(mode)
+                    self.assertEqual((done.returncode, done.stdout), (2, b""), stderr)
+                    needle = rf"{locked.name}[^\n]*Permission denied"
+                    self.assertRegex(stderr, rf"\Anosa-run: [^\n]*{needle}[^\n]*\n\Z")
 
     def test_edit_of_nothing_is_taken(self) -> None:
         """Writing the files anew does not spoil them."""

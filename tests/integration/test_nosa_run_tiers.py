@@ -28,11 +28,13 @@ import numpy as np
 
 import tap
 from program import (
+    NOBODY,
     PROGRAM,
     RANDOM,
     SANITIZED,
     TIMEOUT_S,
     Checkpoint,
+    as_nobody,
     dump_logits,
     environment,
     golden_tokens,
@@ -55,7 +57,6 @@ RECORDS = 8
 IMAGE = 17 * PAGE
 """Eight records of two pages, and their summaries."""
 KILL_ROUNDS = int(os.environ.get("NOSA_KILL_ROUNDS", "20"))
-NOBODY = 65534
 
 
 def flags(model: Any = RANDOM / MODEL, length: int = LENGTH, first: int = 0) -> list[Any]:
@@ -211,7 +212,9 @@ class TestSameBits(Tiers):
                     with self.subTest(mode=mode, tp=tp, policy=policy):
                         kv = self.check(*setting, mode=mode, tp=tp)["kv"]
                         self.assertGreater(kv["nvme_hits"], 0)
-                        self.check(*setting, mode=mode, tp=tp)
+                        again = self.check(*setting, mode=mode, tp=tp)
+                        self.assertEqual(again["cached_prompt_tokens"], CACHED)
+                        self.assertEqual(again["kv"]["recomputed_blocks"], 0)
 
     def test_ranks_do_not_share_what_rounds_differently(self) -> None:
         """One rank's KV is not another number of ranks'; both are kept in one file."""
@@ -219,6 +222,34 @@ class TestSameBits(Tiers):
         for tp, cached in ((1, 0), (2, 0), (1, CACHED), (2, CACHED)):
             result = self.check(*directory, tp=tp)
             self.assertEqual(result["cached_prompt_tokens"], cached)
+
+
+    def test_sizes_taken_are_printed(self) -> None:
+        """Of each tier that there is, what `auto` chose included, and how NVMe is reached."""
+        first = r"KV cache [\d.]+ \w+ for (\d+) tokens"
+        host = r", host tier ([\d.]+ \w+) for (\d+) tokens"
+        nvme = r", NVMe tier ([\d.]+ \w+) for (\d+) tokens \((io_uring|threads)\)"
+
+        def printed(pattern: str, *arguments: Any) -> tuple[str, ...]:
+            done = run(*flags(), *arguments)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            found = re.search(rf"; weights [\d.]+ \w+, {pattern}\n", done.stderr.decode())
+            self.assertTrue(found, done.stderr)
+            return found.groups()
+
+        alone = int(printed(first)[0])
+        self.assertGreaterEqual(alone, LENGTH + 8)
+        small, size, held = printed(first + host, "--gpu-kv-bytes", least())
+        self.assertLess(int(small), alone)
+        self.assertNotEqual(size, "0 B")
+        self.assertGreaterEqual(int(held), alone - int(small))
+        wide = printed(first + host, "--gpu-kv-bytes", "64M", "--host-kv-bytes", 68 * IMAGE)
+        self.assertEqual(wide[1:], ("4.5 MiB", str(68 * 64)))
+        whole = printed(first + host + nvme, *self.small_file(), "--host-kv-bytes", 68 * IMAGE)
+        self.assertEqual(whole[1:3], ("4.5 MiB", str(68 * 64)))
+        self.assertEqual(whole[3:5], ("1.6 MiB", str(20 * 64)))
+        auto = printed(first + host + nvme, "--nvme-dir", self.folder / "auto")
+        self.assertGreaterEqual(int(auto[4]), 10 * alone)
 
 
 class TestStaleFiles(Tiers):
@@ -315,9 +346,7 @@ class TestSpoiltFiles(Tiers):
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertIn(b"laid out anew", done.stderr)
                 self.assertEqual(json.loads(done.stdout)["cached_prompt_tokens"], 0)
-                self.assertEqual(
-                    self.check(*self.small_file())["cached_prompt_tokens"], CACHED
-                )
+                self.assertEqual(self.check(*self.small_file())["cached_prompt_tokens"], CACHED)
         self.write()
         flip(self.file, (2, 1))
         before = self.file.read_bytes()
@@ -499,7 +528,7 @@ class TestLimits(Tiers):
             self.assertRegex(done.stderr, rb"io_uring is refused here [^\n]*threads instead")
         small = ["--gpu-kv-bytes", least(), "--host-kv-bytes", 4 * IMAGE]
         done = self.run_limited(refuse_io_uring, *flags(), *self.small_file(), *small)
-        self.same_tokens(done, 4 * 64)
+        self.same_tokens(done, CACHED)
         self.assertGreater(json.loads(done.stdout)["kv"]["nvme_hits"], 0)
         self.assertEqual(self.check(*self.small_file())["cached_prompt_tokens"], CACHED)
 
@@ -554,6 +583,81 @@ class TestLimits(Tiers):
         self.assertEqual(self.check(*limited)["cached_prompt_tokens"], CACHED)
 
 
+class TestRunning(Tiers):
+    """Disks that go bad under a run, which ends as if nothing had happened."""
+
+    def during(self, damage: Callable[[int], None], *arguments: Any) -> dict[str, Any]:
+        """Runs; `damage` is done to the process while it stands, after a block was written."""
+        before = len(extents(self.file)) if self.file.exists() else 0
+        process = start(*flags(), *self.small_file(), *arguments, "--json")
+        while process.poll() is None and not (
+            self.file.exists() and len(extents(self.file)) > before
+        ):
+            time.sleep(0.001)
+        if process.poll() is None:
+            process.send_signal(signal.SIGSTOP)
+            damage(process.pid)
+            process.send_signal(signal.SIGCONT)
+        output, text = process.communicate(timeout=TIMEOUT_S)
+        self.assertEqual(process.returncode, 0, text)
+        result: dict[str, Any] = json.loads(output)
+        self.assertEqual(result["tokens"], self.resident("nosa", 1)[1])
+        return result
+
+    def test_writes_that_fail(self) -> None:
+        """No byte more can be written: what is there stays, and is found."""
+
+        def no_more(pid: int) -> None:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+        self.during(no_more)
+        cached = self.check(*self.small_file())["cached_prompt_tokens"]
+        self.assertEqual(cached % 64, 0)
+        self.assertEqual(self.check(*self.small_file())["cached_prompt_tokens"], CACHED)
+
+    def test_reads_that_fail(self) -> None:
+        """The file ends before most blocks, which first tier and host do not hold."""
+        small = ["--gpu-kv-bytes", least(), "--host-kv-bytes", 4 * IMAGE]
+        self.during(lambda _: os.truncate(self.file, file_bytes(1)), *small)
+        self.check(*self.small_file(), *small)
+
+    def test_file_larger_than_the_limit(self) -> None:
+        """RLIMIT_FSIZE, which also sends a signal."""
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE, PAGE))
+
+        command = [PROGRAM, *map(str, flags() + self.small_file()), "--json"]
+        done = subprocess.run(
+            command,
+            preexec_fn=limit,
+            env=environment(),
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        text = done.stderr.decode()
+        self.assertEqual((done.returncode, done.stdout), (2, b""), text)
+        self.assertRegex(text, rf"\Anosa-run: [^\n]*{re.escape(str(self.nvme))}[^\n]*\n\Z")
+
+    @unittest.skipIf(os.getuid() != 0, "only root can mount")
+    def test_file_system_that_is_full(self) -> None:
+        """Refused by size at the start; smaller files work beside what fills it."""
+        self.nvme.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(self.nvme)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            self.skipTest("no file system can be mounted here")
+        try:
+            self.refused(r"are free", "--nvme-dir", self.nvme, "--nvme-kv-bytes", "8M")
+            self.assertFalse(self.file.exists())
+            (self.nvme / "rest").write_bytes(bytes(2 << 20))
+            self.refused(r"are free", "--nvme-dir", self.nvme, "--nvme-kv-bytes", "3M")
+            self.assertEqual(self.check(*self.small_file())["cached_prompt_tokens"], 0)
+            self.assertEqual(self.check(*self.small_file())["cached_prompt_tokens"], CACHED)
+        finally:
+            subprocess.run(["umount", "-l", str(self.nvme)], check=True)
+
+
 class TestKill(Tiers):
     """SIGKILL at any moment."""
 
@@ -604,13 +708,6 @@ def refuse_io_uring() -> None:
         set_seccomp, mode_filter, ctypes.create_string_buffer(filter_of), 0, 0
     ):
         raise OSError(ctypes.get_errno(), "no seccomp here")
-
-
-def as_nobody() -> None:
-    """Another user, without any privilege."""
-    os.setgroups([])
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
 
 
 def little_memlock() -> None:

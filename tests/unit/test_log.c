@@ -72,6 +72,53 @@ static void test_log_json_escapes(void **state)
                                      "\"}\n");
 }
 
+static void test_log_set_worker_names_it_in_each_line(void **state)
+{
+    (void)state;
+    configure(NOSA_LOG_INFO, NOSA_LOG_FORMAT_TEXT);
+    nosa_log_set_worker("w-1");
+    nosa_log(NOSA_LOG_INFO, "engine", "ready");
+    assert_string_equal(read_line(), "2026-01-31T12:00:00.123Z info engine[w-1]: ready\n");
+    configure(NOSA_LOG_INFO, NOSA_LOG_FORMAT_JSON);
+    nosa_log_about(NOSA_LOG_INFO, "worker", &(struct nosa_log_subject){.request = "r"}, "slow");
+    assert_string_equal(read_line(),
+                        "{\"time\":\"2026-01-31T12:00:00.123Z\",\"level\":\"info\","
+                        "\"subsystem\":\"worker\",\"request\":\"r\",\"worker\":\"w-1\","
+                        "\"message\":\"slow\"}\n");
+    nosa_log_set_worker(NULL);
+    nosa_log(NOSA_LOG_INFO, "engine", "ready");
+    assert_null(strstr(read_line(), "w-1"));
+}
+
+static void test_log_about_fields(void **state)
+{
+    (void)state;
+    configure(NOSA_LOG_INFO, NOSA_LOG_FORMAT_JSON);
+    const struct nosa_log_subject both = {"r\"1", "w0"}, worker = {.worker = "w0"};
+    nosa_log_about(NOSA_LOG_INFO, "relay", &both, "on %s", "w0");
+    assert_string_equal(read_line(), "{\"time\":\"2026-01-31T12:00:00.123Z\",\"level\":\"info\","
+                                     "\"subsystem\":\"relay\",\"request\":\"r\\\"1\","
+                                     "\"worker\":\"w0\",\"message\":\"on w0\"}\n");
+    nosa_log_about(NOSA_LOG_INFO, "relay", &worker, "back");
+    assert_non_null(strstr(read_line(), "\"relay\",\"worker\":\"w0\",\"message\":\"back\"}"));
+    nosa_log_about(NOSA_LOG_DEBUG, "relay", &worker, "hidden");
+    configure(NOSA_LOG_INFO, NOSA_LOG_FORMAT_TEXT);
+    nosa_log_about(NOSA_LOG_INFO, "relay", &both, "plain");
+    assert_string_equal(read_line(), "2026-01-31T12:00:00.123Z info relay: plain\n");
+}
+
+static void test_log_about_long_field_is_left_out(void **state)
+{
+    (void)state;
+    static char id[2 * NOSA_LOG_LINE_MAX];
+    memset(id, '"', sizeof id - 1);
+    configure(NOSA_LOG_INFO, NOSA_LOG_FORMAT_JSON);
+    nosa_log_about(NOSA_LOG_INFO, "relay", &(struct nosa_log_subject){id, "w0"}, "said");
+    const char *line = read_line();
+    assert_null(strstr(line, "request"));
+    assert_non_null(strstr(line, "\"worker\":\"w0\",\"message\":\"said\"}\n"));
+}
+
 static void test_log_level_filters(void **state)
 {
     (void)state;
@@ -169,6 +216,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_log_text, open_pipe, close_pipe),
         cmocka_unit_test_setup_teardown(test_log_json_escapes, open_pipe, close_pipe),
+        cmocka_unit_test_setup_teardown(test_log_set_worker_names_it_in_each_line, open_pipe,
+                                        close_pipe),
+        cmocka_unit_test_setup_teardown(test_log_about_fields, open_pipe, close_pipe),
+        cmocka_unit_test_setup_teardown(test_log_about_long_field_is_left_out, open_pipe,
+                                        close_pipe),
         cmocka_unit_test_setup_teardown(test_log_level_filters, open_pipe, close_pipe),
         cmocka_unit_test_setup_teardown(test_log_long_is_cut_whole, open_pipe, close_pipe),
         cmocka_unit_test(test_level_parse_names),

@@ -49,8 +49,8 @@ static uint64_t draw_incarnation(void)
     return (nosa_clock_wall_ns(nosa_clock_system()) & ~UINT64_C(0xfffff)) | (low & 0xfffff);
 }
 
-void nosa_worker_card_name(struct nosa_worker_card *card, const struct nosa_worker_options *options,
-                           uint16_t port)
+static void name_worker(struct nosa_worker_card *card, const struct nosa_worker_options *options,
+                        uint16_t port)
 {
     char host[NOSA_RPC_HOST_MAX] = "", own[100];
     uint16_t ignored;
@@ -64,12 +64,6 @@ void nosa_worker_card_name(struct nosa_worker_card *card, const struct nosa_work
         snprintf(card->id, sizeof card->id, "%s", options->id);
     else
         snprintf(card->id, sizeof card->id, "%s-%u", own, port);
-    nosa__cluster__v1__join_request__init(&card->join);
-    card->join.protocol = NOSA_CLUSTER_PROTOCOL;
-    card->join.version = (char *)(uintptr_t)nosa_version();
-    card->join.worker_id = card->id;
-    card->join.incarnation = draw_incarnation();
-    card->join.address = card->address;
 }
 
 /* The last part of the model's directory, without slashes at its end. */
@@ -86,6 +80,23 @@ static void name_model(struct nosa_worker_card *card, const struct nosa_worker_o
         snprintf(card->model_id, sizeof card->model_id, "%s", options->model_name);
     else
         snprintf(card->model_id, sizeof card->model_id, "%.*s", (int)(end - begin), text + begin);
+}
+
+void nosa_worker_card_name(struct nosa_worker_card *card, const struct nosa_worker_options *options,
+                           uint16_t port)
+{
+    Nosa__Cluster__V1__JoinRequest *join = &card->starting;
+    name_worker(card, options, port);
+    name_model(card, options);
+    nosa__cluster__v1__model_card__init(&card->starting_model);
+    card->starting_model.id = card->model_id;
+    nosa__cluster__v1__join_request__init(join);
+    join->protocol = NOSA_CLUSTER_PROTOCOL;
+    join->version = (char *)(uintptr_t)nosa_version();
+    join->worker_id = card->id;
+    join->incarnation = draw_incarnation();
+    join->address = card->address;
+    join->model = &card->starting_model;
 }
 
 static void fill_sampling(Nosa__V1__Sampling *sampling, const struct nosa_generation_config *from)
@@ -140,7 +151,6 @@ void nosa_worker_card_fill(struct nosa_worker_card *card, const struct nosa_work
 {
     memcpy(card->model_hash, model_hash, sizeof card->model_hash);
     memcpy(card->files_hash, files->hash, sizeof card->files_hash);
-    name_model(card, options);
     fill_model(card, info);
     nosa__cluster__v1__capacity__init(&card->capacity);
     card->capacity.batch_max = (uint32_t)options->batch_max;
@@ -152,6 +162,7 @@ void nosa_worker_card_fill(struct nosa_worker_card *card, const struct nosa_work
     add_tier(card, NOSA__CLUSTER__V1__TIER__TIER_GPU, info->kv_bytes, info->kv_slots);
     add_tier(card, NOSA__CLUSTER__V1__TIER__TIER_HOST, info->host_kv_bytes, info->kv_images);
     add_tier(card, NOSA__CLUSTER__V1__TIER__TIER_NVME, info->nvme_kv_bytes, info->nvme_blocks);
+    card->join = card->starting;
     card->join.model = &card->model;
     card->join.capacity = &card->capacity;
     card->join.fingerprint = (char *)(uintptr_t)info->fingerprint;

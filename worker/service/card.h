@@ -9,7 +9,9 @@
 
 /* The message with all that it points to; filled in place, not to be moved. */
 struct nosa_worker_card {
+    Nosa__Cluster__V1__JoinRequest starting; /* while the model is loaded: its name, and no more */
     Nosa__Cluster__V1__JoinRequest join;
+    Nosa__Cluster__V1__ModelCard starting_model;
     Nosa__Cluster__V1__ModelCard model;
     Nosa__Cluster__V1__Capacity capacity;
     Nosa__Cluster__V1__TierCapacity tiers[3];
@@ -23,11 +25,11 @@ struct nosa_worker_card {
     char address[NOSA_RPC_ADDRESS_MAX];
 };
 
-/* Name and address, known once the port is open; and a new incarnation. */
+/* Names and address, known once the port is open, and a new incarnation: all of `starting`. */
 void nosa_worker_card_name(struct nosa_worker_card *card, const struct nosa_worker_options *options,
                            uint16_t port);
 
-/* The rest, from the open engine. Borrows texts of `info`. */
+/* `join`, from that and the open engine. Borrows texts of `info`. */
 void nosa_worker_card_fill(struct nosa_worker_card *card, const struct nosa_worker_options *options,
                            const struct nosa_engine_info *info,
                            const struct nosa_model_files *files, const uint8_t model_hash[32]);

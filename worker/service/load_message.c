@@ -21,6 +21,22 @@ static uint64_t part(uint64_t bytes, int64_t count, int64_t total)
     return (uint64_t)((double)bytes * (double)(count < total ? count : total) / (double)total);
 }
 
+static void fill_kv(struct nosa_load_message *message, const struct nosa_loop_load *load)
+{
+    Nosa__Cluster__V1__KvTotals *kv = &message->kv;
+    nosa__cluster__v1__kv_totals__init(kv);
+    kv->gpu_hits = load->hits[0];
+    kv->host_hits = load->hits[1];
+    kv->nvme_hits = load->hits[2];
+    kv->gpu_to_host_bytes = load->traffic.first_to_host_bytes;
+    kv->host_to_gpu_bytes = load->traffic.host_to_first_bytes;
+    kv->host_to_nvme_bytes = load->traffic.nvme_written_bytes;
+    kv->nvme_to_host_bytes = load->traffic.nvme_read_bytes;
+    kv->corrupt_blocks = load->traffic.corrupt_blocks;
+    kv->recomputed_blocks = load->traffic.recomputed_blocks;
+    message->load.kv = kv;
+}
+
 void nosa_load_message_fill(struct nosa_load_message *message, const struct nosa_loop_load *load,
                             const struct nosa_engine_info *info)
 {
@@ -33,8 +49,10 @@ void nosa_load_message_fill(struct nosa_load_message *message, const struct nosa
     message->load.prefill_tokens_pending = (uint64_t)scheduler->prefill_tokens_pending;
     message->load.prefill_tokens_per_s = load->prefill_tokens_per_s;
     message->load.decode_tokens_per_s = load->decode_tokens_per_s;
+    message->load.host_tokens_per_s = load->host_tokens_per_s;
     message->load.nvme_tokens_per_s = load->nvme_tokens_per_s;
     message->load.tiers = message->pointers;
+    fill_kv(message, load);
     add_tier(message, 0,
              part(info->kv_bytes, kv->blocks_used + (int64_t)kv->blocks_cached, kv->blocks_total),
              part(info->kv_bytes, kv->blocks_used, kv->blocks_total));
@@ -44,8 +62,10 @@ void nosa_load_message_fill(struct nosa_load_message *message, const struct nosa
                       kv->images_total),
                  part(info->host_kv_bytes, kv->images_held, kv->images_total));
     if (info->nvme_kv_bytes > 0)
-        add_tier(message, 2,
-                 part(info->nvme_kv_bytes, (int64_t)kv->nvme_written_blocks, info->nvme_blocks), 0);
+        add_tier(
+            message, 2,
+            part(info->nvme_kv_bytes, (int64_t)load->traffic.nvme_blocks_held, info->nvme_blocks),
+            0);
 }
 
 void nosa_prefix_message_fill(struct nosa_prefix_message *message,

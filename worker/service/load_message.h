@@ -11,6 +11,7 @@ struct nosa_load_message {
     Nosa__Cluster__V1__Load load;
     Nosa__Cluster__V1__TierLoad tiers[3];
     Nosa__Cluster__V1__TierLoad *pointers[3];
+    Nosa__Cluster__V1__KvTotals kv;
 };
 
 void nosa_load_message_fill(struct nosa_load_message *message, const struct nosa_loop_load *load,

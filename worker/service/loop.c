@@ -11,7 +11,11 @@
 /* Between publishings of the runs' states while steps are computed. */
 #define STATES_NS (20 * NOSA_NS_PER_MS)
 
-/* Running requests that get no step for so long cannot go on together. */
+/* Running requests that get no step for so long are made room for: what lies in the first tier
+ * alone, as the last blocks of paused ones do, takes it from them though block ids are left. */
+#define TIGHT_NS (40 * NOSA_NS_PER_MS)
+
+/* Those that get none for so long cannot go on together. */
 #define STALL_NS (10 * NOSA_NS_PER_S)
 
 #define READER_TOKENS_MAX NOSA_RUN_TOKENS_WAITING_MAX
@@ -116,8 +120,7 @@ static void take_input(struct nosa_loop *loop, const struct nosa_loop_input *inp
     case NOSA_LOOP_READ:
         atomic_store(&run->wake_queued, false);
         if (run->engine.submitted)
-            nosa_scheduler_reader(loop->scheduler, run->engine.scheduler_id,
-                                  (int32_t)nosa_run_waiting(run));
+            nosa_loop_note_reader(loop, run);
         break;
     case NOSA_LOOP_WAKE: atomic_store(&loop->wake_queued, false); break;
     }
@@ -186,6 +189,12 @@ void nosa_loop_store(const struct nosa_loop *loop, bool for_step,
     };
 }
 
+bool nosa_loop_is_stalled(const struct nosa_loop *loop)
+{
+    return loop->now.scheduler.running > 0 && loop->n_loading == 0 &&
+           nosa_monotonic_ns() - loop->progress_ns >= TIGHT_NS;
+}
+
 static void publish_states(struct nosa_loop *loop)
 {
     for (int32_t i = 0; i < loop->n_open; i++) {
@@ -204,6 +213,8 @@ static void publish(struct nosa_loop *loop, bool idle)
     nosa_scheduler_counters(loop->scheduler, &now->scheduler);
     nosa_engine_kv_counters(loop->options.engine, &now->kv);
     nosa_engine_kv_traffic(loop->options.engine, &now->traffic);
+    for (int tier = 0; tier < NOSA_METRIC_TIERS; tier++)
+        now->hits[tier] = nosa_counter_value(metrics->hits[tier]);
     pthread_mutex_lock(&loop->mutex);
     loop->load = *now;
     pthread_mutex_unlock(&loop->mutex);
@@ -213,6 +224,8 @@ static void publish(struct nosa_loop *loop, bool idle)
     nosa_gauge_set(metrics->suspended, now->scheduler.suspended);
     nosa_counter_add(metrics->suspends, now->scheduler.suspends - loop->seen.suspends);
     nosa_counter_add(metrics->drops, now->scheduler.drops - loop->seen.drops);
+    nosa_counter_add(metrics->decode_stalls,
+                     now->scheduler.decode_stalls - loop->seen.decode_stalls);
     loop->seen = now->scheduler;
     nosa_worker_metrics_set_kv(metrics, loop->info, &now->kv, &now->traffic);
     uint64_t now_ns = nosa_monotonic_ns();
@@ -298,12 +311,53 @@ static void *run_thread(void *context)
 /* ---- life --------------------------------------------------------------------------------------
  */
 
+/* Leading blocks that both have: a hash names all that is before it. */
+static int32_t common_blocks(const struct nosa_run *a, const struct nosa_run *b, int32_t most)
+{
+    int32_t same = 0, end = most;
+    while (same < end) {
+        int32_t middle = (same + end + 1) / 2;
+        if (a->hashes[middle - 1] == b->hashes[middle - 1])
+            same = middle;
+        else
+            end = middle - 1;
+    }
+    return same;
+}
+
+static int32_t least(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Blocks of its prefix that open sessions hold; its last token is computed in any case. */
+static int32_t shared_blocks(const struct nosa_loop *loop, const struct nosa_run *run)
+{
+    int32_t shared = 0, own = (run->engine.n_tokens - 1) / NOSA_DIGEST_BLOCK_TOKENS;
+    own = least(own, (int32_t)run->n_hashes);
+    for (int32_t i = 0; i < loop->n_open; i++) {
+        const struct nosa_run *other = loop->open[i];
+        struct nosa_session *session = other->engine.session;
+        if (other == run || !session || other->engine.loading || nosa_session_suspended(session))
+            continue;
+        int32_t held = nosa_session_computed(session) / NOSA_DIGEST_BLOCK_TOKENS;
+        int32_t most = least(least(held, (int32_t)other->n_hashes), own);
+        if (most > shared)
+            most = common_blocks(run, other, most);
+        shared = most > shared ? most : shared;
+    }
+    return shared;
+}
+
+/* Asked for those that could be let in. A suspended one brings its own blocks back. */
 static void probe(void *context, uint64_t tag, struct nosa_scheduler_prefix *out)
 {
     const struct nosa_loop *loop = context;
     const struct nosa_run *run = nosa_loop_run_of(tag);
     size_t known = nosa_digest_known(loop->options.digest, run->hashes, run->n_hashes);
     out->known_tokens = (int32_t)(known * NOSA_DIGEST_BLOCK_TOKENS);
+    if (!run->engine.session)
+        out->shared_blocks = shared_blocks(loop, run);
 }
 
 static enum nosa_status create_scheduler(struct nosa_loop *loop, struct nosa_error *error)

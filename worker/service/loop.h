@@ -38,8 +38,10 @@ struct nosa_loop_load {
     struct nosa_scheduler_counters scheduler;
     struct nosa_kv_store_counters kv;
     struct nosa_engine_kv_traffic traffic;
+    uint64_t hits[3]; /* records read, by the tier they were found in: first, host, NVMe */
     double prefill_tokens_per_s; /* of the last steps; 0: not known, as the next */
     double decode_tokens_per_s;
+    double host_tokens_per_s; /* of prefixes brought up from the host tier */
     double nvme_tokens_per_s; /* of prefixes read back */
 };
 

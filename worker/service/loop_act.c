@@ -59,6 +59,43 @@ static void add_session_kv(struct nosa_run *run)
     run->engine.kv.prefetched_used += kv.prefetched_used;
 }
 
+void nosa_loop_note_lost(struct nosa_run *run, int32_t hoped, int32_t computed)
+{
+    int32_t lost = hoped - computed;
+    if (lost > 0)
+        run->engine.recomputed_blocks +=
+            (uint32_t)(lost + NOSA_DIGEST_BLOCK_TOKENS - 1) / NOSA_DIGEST_BLOCK_TOKENS;
+}
+
+/* Begins or ends a time of which the run's engine counts the sum. */
+static void clock_time(uint64_t *since_ns, uint64_t *sum_ns, bool on, uint64_t now_ns)
+{
+    if (*since_ns && !on) {
+        *sum_ns += now_ns - *since_ns;
+        *since_ns = 0;
+    } else if (!*since_ns && on) {
+        *since_ns = now_ns;
+    }
+}
+
+void nosa_loop_note_reader(struct nosa_loop *loop, struct nosa_run *run)
+{
+    struct nosa_run_engine *engine = &run->engine;
+    struct nosa_scheduler_info info;
+    nosa_scheduler_reader(loop->scheduler, engine->scheduler_id, (int32_t)nosa_run_waiting(run));
+    nosa_scheduler_info(loop->scheduler, engine->scheduler_id, &info);
+    clock_time(&engine->paused_at_ns, &engine->paused_ns, info.state == NOSA_SCHEDULER_PAUSED,
+               nosa_monotonic_ns());
+}
+
+static void stop_clocks(struct nosa_run_engine *engine)
+{
+    uint64_t now_ns = nosa_monotonic_ns();
+    clock_time(&engine->paused_at_ns, &engine->paused_ns, false, now_ns);
+    clock_time(&engine->suspended_at_ns, &engine->suspended_ns, false, now_ns);
+    clock_time(&engine->loading_ns, &engine->stalled_ns, false, now_ns);
+}
+
 /* The blocks that a session leaves in the cache can be found by others from now on. */
 static void note_prefix(struct nosa_loop *loop, const struct nosa_run *run)
 {
@@ -105,6 +142,7 @@ static void count_end(struct nosa_loop *loop, const struct nosa_run *run, enum n
     nosa_counter_add(metrics->hits[0], engine->kv.first_hits);
     nosa_counter_add(metrics->hits[1], engine->kv.host_hits);
     nosa_counter_add(metrics->hits[2], engine->kv.nvme_hits);
+    nosa_counter_add(metrics->prefetched_used, engine->kv.prefetched_used);
     bool slow = now_ns - run->received_ns >= loop->options.slow_ns;
     enum nosa_log_level level = code == NOSA_RPC_INTERNAL ? NOSA_LOG_ERROR
                                 : slow                    ? NOSA_LOG_WARN
@@ -113,13 +151,17 @@ static void count_end(struct nosa_loop *loop, const struct nosa_run *run, enum n
         return;
     uint64_t opened_ns = engine->opened_ns ? engine->opened_ns : now_ns;
     uint64_t first_ns = engine->first_token_ns ? engine->first_token_ns : now_ns;
-    nosa_log(level, "worker",
-             "request %s: %s%s%s%s, %d prompt tokens (%d cached), %d of output, %.0f ms queued, "
-             "%.0f ms to the first token after that, %.0f ms decoding",
-             run->id, slow ? "slow, " : "", nosa_rpc_code_name(code), text ? " " : "",
-             text ? text : "", run->n_prompt, engine->cached_tokens, engine->n_output,
-             ms_between(run->received_ns, opened_ns), ms_between(opened_ns, first_ns),
-             ms_between(first_ns, now_ns));
+    nosa_log_about(level, "worker", &(struct nosa_log_subject){.request = run->id},
+                   "request %s: %s%s%s%s, %d prompt tokens (%d cached), %d of output, "
+                   "%.0f ms queued, %.0f ms to the first token after that, %.0f ms decoding; of "
+                   "these %.0f ms waiting for KV on NVMe, %.0f ms suspended, %.0f ms paused by "
+                   "its reader; %u blocks computed again",
+                   run->id, slow ? "slow, " : "", nosa_rpc_code_name(code), text ? " " : "",
+                   text ? text : "", run->n_prompt, engine->cached_tokens, engine->n_output,
+                   ms_between(run->received_ns, opened_ns), ms_between(opened_ns, first_ns),
+                   ms_between(first_ns, now_ns), ms_between(0, engine->stalled_ns),
+                   ms_between(0, engine->suspended_ns), ms_between(0, engine->paused_ns),
+                   engine->recomputed_blocks);
 }
 
 static void fill_usage(const struct nosa_run *run, struct nosa_run_usage *usage)
@@ -129,6 +171,8 @@ static void fill_usage(const struct nosa_run *run, struct nosa_run_usage *usage)
         .prompt_tokens = (uint32_t)run->n_prompt,
         .cached_tokens = (uint32_t)engine->cached_tokens,
         .output_tokens = (uint32_t)engine->n_output,
+        .stall_ms = ms_between(0, engine->stalled_ns),
+        .recomputed_blocks = engine->recomputed_blocks,
         .kv = engine->kv,
     };
     if (engine->opened_ns)
@@ -154,6 +198,7 @@ void nosa_loop_end(struct nosa_loop *loop, struct nosa_run *run, enum nosa_sched
     struct nosa_run_usage usage;
     const char *text;
     close_session(loop, run);
+    stop_clocks(&run->engine);
     run->engine.submitted = false;
     leave_open(loop, run);
     nosa_loop_unlist(loop, run);
@@ -240,6 +285,7 @@ static void loaded(struct nosa_loop *loop, struct nosa_run *run)
 {
     struct nosa_run_engine *engine = &run->engine;
     int32_t computed = nosa_session_computed(engine->session);
+    nosa_loop_note_lost(run, engine->hoped_tokens, computed);
     nosa_scheduler_loaded(loop->scheduler, engine->scheduler_id, computed);
     if (engine->started)
         return;
@@ -251,9 +297,34 @@ static void loaded(struct nosa_loop *loop, struct nosa_run *run)
                    ms_between(run->received_ns, engine->opened_ns));
 }
 
+/* What was taken over from the host tier is brought up now, on its own, so that the time says how
+ * fast that is. */
+static void bring_up(struct nosa_loop *loop)
+{
+    struct nosa_kv_store_counters kv;
+    struct nosa_error error = {0};
+    if (loop->info->kv_images == 0 || loop->broken)
+        return;
+    nosa_engine_kv_counters(loop->options.engine, &kv);
+    uint64_t n_blocks = kv.loaded_blocks - loop->loaded_blocks, start_ns = nosa_monotonic_ns();
+    loop->loaded_blocks = kv.loaded_blocks;
+    if (n_blocks == 0)
+        return;
+    if (nosa_engine_poll(loop->options.engine, 0, &error) != NOSA_OK) {
+        nosa_loop_break(loop, &error);
+        return;
+    }
+    double seconds = nosa_seconds_between(start_ns, nosa_monotonic_ns());
+    if (seconds > 0)
+        loop->now.host_tokens_per_s = (double)(n_blocks * NOSA_DIGEST_BLOCK_TOKENS) / seconds;
+}
+
 static void await_prefix(struct nosa_loop *loop, struct nosa_run *run)
 {
     struct nosa_run_engine *engine = &run->engine;
+    engine->hoped_tokens = nosa_session_computed(engine->session);
+    if (engine->hoped_tokens > 0)
+        bring_up(loop);
     if (nosa_session_ready(engine->session)) {
         loaded(loop, run);
         return;
@@ -275,6 +346,8 @@ void nosa_loop_look_at_loading(struct nosa_loop *loop)
         int32_t tokens = nosa_session_computed(run->engine.session);
         if (tokens > 0 && seconds > 0)
             loop->now.nvme_tokens_per_s = tokens / seconds;
+        nosa_histogram_observe(loop->options.metrics->stall_s, seconds);
+        clock_time(&run->engine.loading_ns, &run->engine.stalled_ns, false, nosa_monotonic_ns());
         run->engine.loading = false;
         loop->n_loading--;
         loaded(loop, run);
@@ -348,6 +421,7 @@ static void suspend(struct nosa_loop *loop, struct nosa_run *run)
     struct nosa_error error = {0};
     int32_t blocks = (nosa_session_computed(run->engine.session) + 63) / 64;
     bool moved = nosa_session_suspend(run->engine.session, &error) == NOSA_OK;
+    clock_time(&run->engine.suspended_at_ns, &run->engine.suspended_ns, moved, nosa_monotonic_ns());
     run->engine.suspended_blocks = moved ? blocks : 0;
     loop->suspended_blocks += run->engine.suspended_blocks;
     nosa_scheduler_suspended(loop->scheduler, run->engine.scheduler_id, moved);
@@ -358,6 +432,7 @@ static void suspend(struct nosa_loop *loop, struct nosa_run *run)
 static void resume(struct nosa_loop *loop, struct nosa_run *run)
 {
     struct nosa_error error = {0};
+    clock_time(&run->engine.suspended_at_ns, &run->engine.suspended_ns, false, nosa_monotonic_ns());
     if (nosa_session_resume(run->engine.session, &error) == NOSA_OK) {
         loop->suspended_blocks -= run->engine.suspended_blocks;
         run->engine.suspended_blocks = 0;
@@ -387,7 +462,7 @@ int32_t nosa_loop_arrange(struct nosa_loop *loop)
     bool freed = true;
     for (int round = 0; round < 2 && freed; round++) {
         struct nosa_scheduler_store store;
-        nosa_loop_store(loop, false, &store);
+        nosa_loop_store(loop, nosa_loop_is_stalled(loop), &store);
         struct nosa_scheduler_actions actions =
             nosa_scheduler_arrange(loop->scheduler, nosa_monotonic_ns(), &store);
         freed = false;

@@ -38,6 +38,7 @@ struct nosa_loop {
     int32_t n_loading;        /* of them, whose prefix is being read */
     int32_t suspended_blocks; /* that suspended ones have below */
     int32_t steps_refused;    /* one after the other */
+    uint64_t loaded_blocks;   /* counted by the store when it was looked at last */
     uint64_t progress_ns;     /* of the last step or action */
     bool broken;
     struct nosa_step_item *items;          /* owned: [batch_max], as the next */
@@ -71,6 +72,8 @@ void nosa_loop_break(struct nosa_loop *loop, const struct nosa_error *error);
  * tier for all that it computes. */
 void nosa_loop_store(const struct nosa_loop *loop, bool for_step,
                      struct nosa_scheduler_store *store);
+/* Whether requests run and have had no step for a while. */
+bool nosa_loop_is_stalled(const struct nosa_loop *loop);
 
 /* ---- loop_act.c ---- */
 
@@ -84,6 +87,10 @@ void nosa_loop_fail(struct nosa_loop *loop, struct nosa_run *run, const struct n
 int32_t nosa_loop_arrange(struct nosa_loop *loop);
 /* Looks at sessions whose prefixes are being read. */
 void nosa_loop_look_at_loading(struct nosa_loop *loop);
+/* So many of its tokens wait for its reader: tells the scheduler, and the clock of its pauses. */
+void nosa_loop_note_reader(struct nosa_loop *loop, struct nosa_run *run);
+/* KV that was counted on up to `hoped` tokens reaches to `computed`. */
+void nosa_loop_note_lost(struct nosa_run *run, int32_t hoped, int32_t computed);
 /* Whether the token ends the run. */
 bool nosa_loop_ends_at(const struct nosa_loop *loop, const struct nosa_run *run, uint32_t token);
 

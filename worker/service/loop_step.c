@@ -55,13 +55,18 @@ static void note_token_time(struct nosa_loop *loop, struct nosa_run *run)
     nosa_counter_add(loop->options.metrics->generation_tokens, 1);
 }
 
-/* Slots, in blocks, that a sequence's steps look at. */
-static int32_t working_set(const struct nosa_loop *loop, const struct nosa_session *session)
+/* Slots, in blocks, that a sequence's steps look at: as measured while it decodes, where a record
+ * that several select counts once; for a prompt, what one of its rows selects. */
+static int32_t working_set(const struct nosa_loop *loop, const struct nosa_session *session,
+                           bool decodes)
 {
+    int32_t measured = nosa_session_working_set(session);
     int32_t blocks = (nosa_session_length(session) + 63) / 64;
     int32_t most = loop->info->attention == NOSA_ATTENTION_FULL
                        ? blocks
                        : (int32_t)loop->info->config->sparse.topk + 1;
+    if (decodes && measured > 0)
+        return measured < blocks ? measured : blocks;
     return blocks < most ? blocks : most;
 }
 
@@ -76,8 +81,9 @@ static void fail(struct nosa_run *run, struct nosa_scheduler_result *result,
 static void deliver(struct nosa_loop *loop, const struct nosa_step_item *item, struct nosa_run *run,
                     struct nosa_scheduler_result *result)
 {
-    *result = (struct nosa_scheduler_result){.appended = item->appended,
-                                             .working_set = working_set(loop, item->session)};
+    bool decodes = item->n_tokens == 1;
+    *result = (struct nosa_scheduler_result){
+        .appended = item->appended, .working_set = working_set(loop, item->session, decodes)};
     if (!item->sampled)
         return;
     if (!isfinite(item->result.logprob)) {
@@ -152,6 +158,8 @@ static void finish(struct nosa_loop *loop, const struct nosa_scheduler_rows *row
         struct nosa_scheduler_info info;
         nosa_scheduler_info(loop->scheduler, run->engine.scheduler_id, &info);
         int32_t end = info.computed_tokens + rows->rows[i].n_tokens;
+        if (item->recompute)
+            nosa_loop_note_lost(run, info.computed_tokens, nosa_session_computed(item->session));
         if (item->recompute && catch_up(loop, item, end, &error) != NOSA_OK) {
             *result = (struct nosa_scheduler_result){0};
             fail(run, result, error.status, error.text);
@@ -164,8 +172,7 @@ static void finish(struct nosa_loop *loop, const struct nosa_scheduler_rows *row
     for (int32_t i = 0; i < rows->n_rows; i++) {
         struct nosa_run *run = nosa_loop_run_of(rows->rows[i].tag);
         if (loop->items[i].sampled)
-            nosa_scheduler_reader(loop->scheduler, run->engine.scheduler_id,
-                                  (int32_t)nosa_run_waiting(run));
+            nosa_loop_note_reader(loop, run);
     }
 }
 

@@ -9,7 +9,8 @@
 #include "engine/engine.h"
 #include "rpc/code.h"
 
-#define NOSA_METRIC_TIERS 3 /* gpu, host, nvme */
+#define NOSA_METRIC_TIERS   3 /* gpu, host, nvme */
+#define NOSA_METRIC_METHODS 3 /* io_uring, threads, none */
 
 struct nosa_worker_metrics {
     struct nosa_metrics *registry; /* owned; the handles are its */
@@ -21,6 +22,7 @@ struct nosa_worker_metrics {
     struct nosa_histogram *request_s;
     struct nosa_histogram *queue_s;
     struct nosa_histogram *step_s;
+    struct nosa_histogram *stall_s;
     struct nosa_counter *prompt_tokens;
     struct nosa_counter *cached_tokens;
     struct nosa_counter *generation_tokens;
@@ -35,6 +37,15 @@ struct nosa_worker_metrics {
     struct nosa_counter *recomputed_blocks;
     struct nosa_counter *suspends;
     struct nosa_counter *drops;
+    struct nosa_counter *decode_stalls;
+    struct nosa_counter *prefix_tokens, *prefix_hit_tokens;
+    struct nosa_counter *evicted_blocks, *saved_blocks, *loaded_blocks, *lost_images;
+    struct nosa_counter *prefetched, *prefetched_used; /* records */
+    struct nosa_gauge *nvme_bypassed;
+    struct nosa_counter *nvme_bypassed_blocks;
+    struct nosa_counter *nvme_refused_full, *nvme_refused_budget, *nvme_failed_writes;
+    struct nosa_gauge *nvme_budget_left_bytes;
+    struct nosa_gauge *nvme_method[NOSA_METRIC_METHODS];
     struct nosa_gauge *blocks_used;
     struct nosa_gauge *sessions;
 };

@@ -120,6 +120,12 @@ static enum nosa_status check_text(const struct nosa_flags *flags, const char *n
                                    struct nosa_error *error)
 {
     const char *text = nosa_flags_string(flags, name);
+    bool printable = true;
+    for (const char *c = text ? text : ""; *c; c++)
+        printable = printable && (unsigned char)*c >= 0x20 && *c != 0x7f;
+    if (!printable)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "%s: has a control character",
+                              nosa_flags_source(flags, name));
     if (!text || (text[0] != '\0' && strlen(text) <= 128))
         return NOSA_OK;
     return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "%s: a name has 1 to 128 bytes",

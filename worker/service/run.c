@@ -343,6 +343,8 @@ static void reply_done(struct nosa_run *run)
     usage.kv_gpu_hits = from->kv.first_hits;
     usage.kv_host_hits = from->kv.host_hits;
     usage.kv_nvme_hits = from->kv.nvme_hits;
+    usage.kv_recomputed_blocks = from->recomputed_blocks;
+    usage.kv_stall_ms = from->stall_ms;
     done.reason = run->reason == NOSA_SCHEDULER_END_STOP
                       ? NOSA__V1__FINISHED__REASON__REASON_STOP
                       : NOSA__V1__FINISHED__REASON__REASON_LENGTH;

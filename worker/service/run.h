@@ -48,8 +48,15 @@ struct nosa_run_engine {
     uint64_t opened_ns;        /* first time, or 0 */
     uint64_t first_token_ns;   /* or 0 */
     uint64_t last_token_ns;
-    uint64_t loading_ns;       /* when the reading began */
-    struct nosa_session_kv kv; /* of sessions before the present one */
+    uint64_t loading_ns;      /* when the reading began */
+    uint64_t stalled_ns;      /* waited for KV to be read */
+    uint64_t suspended_at_ns; /* 0: it is not, as the next but one */
+    uint64_t suspended_ns;    /* spent so */
+    uint64_t paused_at_ns;    /* its reader does not read */
+    uint64_t paused_ns;
+    int32_t hoped_tokens;       /* whose KV was counted on when the session was opened or resumed */
+    uint32_t recomputed_blocks; /* counted on, and lost */
+    struct nosa_session_kv kv;  /* of sessions before the present one */
     int32_t cached_tokens;
     int32_t n_output; /* resumed ones included */
     int32_t slot;     /* in the engine's list of open runs; -1: not there */
@@ -95,7 +102,8 @@ struct nosa_run {
     enum nosa_scheduler_end reason; /* of a generation that ended with OK */
     struct nosa_run_usage {
         uint32_t prompt_tokens, cached_tokens, output_tokens;
-        double queue_ms, ttft_ms, decode_ms;
+        double queue_ms, ttft_ms, decode_ms, stall_ms;
+        uint32_t recomputed_blocks;
         struct nosa_session_kv kv;
     } usage;
 };

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,11 +45,14 @@ struct worker {
     char own_address[NOSA_RPC_ADDRESS_MAX];
     pthread_t signals;
     bool signals_started;
+    atomic_bool loaded;
+    struct nosa_registry *registry; /* owned; NULL without coordinators; freed under `leaving` */
+    pthread_mutex_t leaving;
     pthread_mutex_t mutex;
     /* under mutex: who is told of changes of the gate; NULL: nobody any more */
     struct nosa_rpc_server *told_server;
     struct nosa_loop *told_loop;
-    struct nosa_registry *registry;
+    struct nosa_registry *told_registry;
 };
 
 /* ---- changes of state ---------------------------------------------------------------------------
@@ -68,8 +72,8 @@ static void gate_changed(void *context)
     }
     if (worker->told_loop)
         nosa_loop_wake(worker->told_loop);
-    if (worker->registry)
-        nosa_registry_wake(worker->registry);
+    if (worker->told_registry)
+        nosa_registry_wake(worker->told_registry);
     pthread_mutex_unlock(&worker->mutex);
     nosa_log(NOSA_LOG_DEBUG, "worker", "%s%s%s", nosa_gate_state_name(view.state),
              view.reason[0] ? ": " : "", view.reason);
@@ -81,8 +85,19 @@ static void tell(struct worker *worker, struct nosa_rpc_server *server, struct n
     pthread_mutex_lock(&worker->mutex);
     worker->told_server = server;
     worker->told_loop = loop;
-    worker->registry = registry;
+    worker->told_registry = registry;
     pthread_mutex_unlock(&worker->mutex);
+}
+
+/* A signal before there is anything to drain: says goodbye and ends the process, in the middle of
+ * the loading. */
+static void end_loading(struct worker *worker)
+{
+    nosa_log(NOSA_LOG_INFO, "worker", "ended before its model was loaded");
+    pthread_mutex_lock(&worker->leaving);
+    if (worker->registry)
+        nosa_registry_leave(worker->registry);
+    _exit(0); /* nothing runs and nothing was written */
 }
 
 static void *wait_for_signals(void *context)
@@ -97,10 +112,8 @@ static void *wait_for_signals(void *context)
     for (int count = 0; sigwait(&set, &number) == 0 && number != SIGUSR2; count++) {
         struct nosa_gate_view view;
         nosa_gate_view(worker->gate, &view);
-        if (view.state == NOSA_GATE_STARTING) {
-            nosa_log(NOSA_LOG_INFO, "worker", "ended before its model was loaded");
-            _exit(0); /* nothing runs and nothing was written */
-        }
+        if (!atomic_load(&worker->loaded))
+            end_loading(worker);
         uint64_t wait_ns =
             count == 0 ? (uint64_t)(worker->options->drain_timeout_s * (double)NOSA_NS_PER_S) : 0;
         nosa_log(NOSA_LOG_INFO, "worker", "%s: draining, %u requests inside", strsignal(number),
@@ -197,7 +210,8 @@ static enum nosa_status open_server(struct worker *worker, struct nosa_error *er
         return name_flag(error, "--listen");
     nosa_worker_card_name(&worker->card, options, port);
     nosa_worker_own_address(options->listen, port, worker->own_address);
-    worker->service.limits.incarnation = worker->card.join.incarnation;
+    worker->service.limits.incarnation = worker->card.starting.incarnation;
+    nosa_log_set_worker(worker->card.id);
     NOSA_TRY(nosa_rpc_server_start(worker->server, error));
     nosa_log(NOSA_LOG_INFO, "worker", "worker %s listens on port %u, advertised as %s",
              worker->card.id, port, worker->card.address);
@@ -294,43 +308,61 @@ static enum nosa_status start_loop(struct worker *worker, struct nosa_error *err
     return NOSA_OK;
 }
 
-static enum nosa_status join(struct worker *worker, struct nosa_registry **registry,
-                             struct nosa_error *error)
+static enum nosa_status join(struct worker *worker, struct nosa_error *error)
 {
     const struct nosa_registry_options options = {
         .runtime = worker->runtime,
         .coordinators = worker->options->coordinators,
         .tls = &worker->options->tls,
+        .join = &worker->card.starting,
+        .gate = worker->gate,
+    };
+    if (options.coordinators)
+        return nosa_registry_create(&worker->registry, &options, error);
+    nosa_log(NOSA_LOG_INFO, "worker", "no --coordinator: nobody is told of this worker");
+    return NOSA_OK;
+}
+
+/* The model is here: takes work, and says so. */
+static void open_gate(struct worker *worker)
+{
+    const struct nosa_registry_loaded loaded = {
         .join = &worker->card.join,
         .info = nosa_engine_info(worker->engine),
-        .gate = worker->gate,
         .loop = worker->loop,
         .digest = worker->digest,
     };
-    *registry = NULL;
-    if (options.coordinators)
-        return nosa_registry_create(registry, &options, error);
-    nosa_log(NOSA_LOG_INFO, "worker", "no --coordinator: nobody is told of this worker");
-    return NOSA_OK;
+    atomic_store(&worker->loaded, true);
+    tell(worker, worker->server, worker->loop, NULL);
+    nosa_gate_ready(worker->gate);
+    if (worker->registry)
+        nosa_registry_set_loaded(worker->registry, &loaded);
+    tell(worker, worker->server, worker->loop, worker->registry);
+    gate_changed(worker);
+}
+
+static void leave(struct worker *worker)
+{
+    pthread_mutex_lock(&worker->leaving); /* or a signal ends the process now */
+    nosa_registry_free(worker->registry);
+    worker->registry = NULL;
+    pthread_mutex_unlock(&worker->leaving);
 }
 
 /* ---- as a whole
  * ----------------------------------------------------------------------------------- */
 
-/* Loads, serves until the gate has ended, says goodbye. */
+/* Loads, serves until the gate has ended. */
 static enum nosa_status serve(struct worker *worker, struct nosa_error *error)
 {
-    struct nosa_registry *registry = NULL;
-    NOSA_TRY(open_engine(worker, error));
-    NOSA_TRY(start_loop(worker, error));
-    tell(worker, worker->server, worker->loop, NULL);
-    nosa_gate_ready(worker->gate);
-    NOSA_TRY(join(worker, &registry, error));
-    tell(worker, worker->server, worker->loop, registry);
-    gate_changed(worker);
-    enum nosa_status status = nosa_gate_wait_end(worker->gate, error);
-    tell(worker, worker->server, NULL, NULL);
-    nosa_registry_free(registry);
+    tell(worker, worker->server, NULL, worker->registry);
+    enum nosa_status status = open_engine(worker, error);
+    if (status == NOSA_OK)
+        status = start_loop(worker, error);
+    if (status == NOSA_OK) {
+        open_gate(worker);
+        status = nosa_gate_wait_end(worker->gate, error);
+    }
     return status;
 }
 
@@ -344,6 +376,8 @@ static void keep_prefixes(struct worker *worker)
 
 static void stop(struct worker *worker, bool whole)
 {
+    tell(worker, worker->server, NULL, NULL);
+    leave(worker);
     if (worker->loop)
         nosa_loop_stop(worker->loop);
     if (worker->server)
@@ -364,6 +398,7 @@ static void stop(struct worker *worker, bool whole)
     nosa_gate_free(worker->gate);
     nosa_model_files_free(&worker->files);
     nosa_rpc_runtime_free(worker->runtime);
+    pthread_mutex_destroy(&worker->leaving);
     pthread_mutex_destroy(&worker->mutex);
 }
 
@@ -375,6 +410,7 @@ enum nosa_status nosa_worker_run(const struct nosa_worker_options *options,
         return nosa_error_set(error, NOSA_OUT_OF_MEMORY, "no memory");
     worker->options = options;
     pthread_mutex_init(&worker->mutex, NULL);
+    pthread_mutex_init(&worker->leaving, NULL);
     uint32_t requests_max = (uint32_t)(options->queue_max + options->batch_max);
     enum nosa_status status =
         nosa_model_files_read(&worker->files, options->engine.model_directory, error);
@@ -389,12 +425,15 @@ enum nosa_status nosa_worker_run(const struct nosa_worker_options *options,
     if (status == NOSA_OK)
         status = open_http(worker, error);
     if (status == NOSA_OK)
+        status = join(worker, error);
+    if (status == NOSA_OK)
         status = start_signals(worker, error);
     if (status == NOSA_OK)
         status = serve(worker, error);
     stop(worker, status == NOSA_OK);
-    free(worker);
     if (status == NOSA_OK)
         nosa_log(NOSA_LOG_INFO, "worker", "drained and ended");
+    nosa_log_set_worker(NULL);
+    free(worker);
     return status;
 }

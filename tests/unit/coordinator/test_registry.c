@@ -131,6 +131,53 @@ static void test_join_two_lives(void **state)
     close_fixture(&f);
 }
 
+/* A worker that loads its model: a name, no model that others could collide with or ask for. */
+static void test_join_starting_knows_a_name_alone(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct nosa_model *model;
+    struct nosa_error error = {0};
+    open_fixture(&f);
+    f.card.model_hash.len = f.card.files_hash.len = 0;
+    assert_int_equal(join(&f, "w", 1, "h:1"), NOSA_RPC_INVALID_ARGUMENT); /* it is READY */
+    f.join.state = NOSA__V1__WORKER_STATE__WORKER_STATE_STARTING;
+    assert_int_equal(join(&f, "w", 1, "h:1"), NOSA_RPC_OK);
+    assert_int_equal(join(&f, "v", 2, "h:2"), NOSA_RPC_OK);
+    assert_int_equal(next(&f), NOSA_REGISTRY_NOTHING); /* nothing to fetch */
+    assert_int_equal(state_of(&f, "w"), NOSA__V1__WORKER_STATE__WORKER_STATE_STARTING);
+    assert_int_equal(nosa_registry_find_model(f.registry, "demo", &model, &error),
+                     NOSA_UNAVAILABLE);
+    assert_non_null(strstr(error.text, "being loaded"));
+    f.card.model_hash.len = f.card.files_hash.len = 32;
+    f.join.state = READY;
+    assert_int_equal(join(&f, "w", 1, "h:1"), NOSA_RPC_OK);
+    assert_int_equal(next(&f), NOSA_REGISTRY_LOST); /* its first life, with no streams */
+    assert_int_equal(next(&f), NOSA_REGISTRY_FETCH);
+    assert_int_equal(state_of(&f, "w"), READY);
+    f.hash[0] = 1; /* v turns out to have another model */
+    assert_int_equal(join(&f, "v", 2, "h:2"), NOSA_RPC_FAILED_PRECONDITION);
+    assert_int_equal(nosa_registry_find_model(f.registry, "", &model, NULL), NOSA_OK);
+    nosa_model_release(model);
+    close_fixture(&f);
+}
+
+static void test_next_event_leave_is_no_death(void **state)
+{
+    (void)state;
+    struct fixture f;
+    Nosa__Cluster__V1__LeaveRequest leave = NOSA__CLUSTER__V1__LEAVE_REQUEST__INIT;
+    leave.worker_id = "w";
+    leave.incarnation = 1;
+    open_fixture(&f);
+    assert_int_equal(join(&f, "w", 1, "h:1"), NOSA_RPC_OK);
+    assert_int_equal(next(&f), NOSA_REGISTRY_FETCH);
+    assert_int_equal(nosa_registry_leave(f.registry, &leave, NULL), NOSA_RPC_OK);
+    assert_int_equal(next(&f), NOSA_REGISTRY_LEFT);
+    assert_int_equal(next(&f), NOSA_REGISTRY_NOTHING);
+    close_fixture(&f);
+}
+
 static void test_next_event_silence(void **state)
 {
     (void)state;
@@ -236,13 +283,182 @@ static void test_pick_prefix_and_fingerprint(void **state)
     close_fixture(&f);
 }
 
+/* Joins with one field of the card changed; the text of the refusal. */
+static const char *refusal_of(struct fixture *f, char *id)
+{
+    static struct nosa_error error;
+    Nosa__Cluster__V1__JoinResponse response = NOSA__CLUSTER__V1__JOIN_RESPONSE__INIT;
+    error = (struct nosa_error){0};
+    f->join.worker_id = id;
+    f->join.incarnation = 9;
+    f->join.address = "h:9";
+    assert_int_equal(nosa_registry_join(f->registry, &f->join, &response, &error),
+                     NOSA_RPC_FAILED_PRECONDITION);
+    return error.text;
+}
+
+static void test_join_one_name_one_model(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_fixture(&f);
+    assert_int_equal(join(&f, "w", 1, "h:1"), NOSA_RPC_OK);
+    f.hash[31] ^= 1;
+    assert_non_null(strstr(refusal_of(&f, "v"), "model.model_hash: worker 'w'"));
+    f.hash[31] ^= 1;
+    f.files[0] ^= 1;
+    assert_non_null(strstr(refusal_of(&f, "v"), "model.files_hash: worker 'w'"));
+    f.files[0] ^= 1;
+    f.card.attention = "nosa";
+    assert_non_null(strstr(refusal_of(&f, "v"), "model.attention: worker 'w'"));
+    f.card.attention = "";
+    f.card.max_context_tokens = 999;
+    assert_non_null(strstr(refusal_of(&f, "v"), "model.max_context_tokens: worker 'w'"));
+    /* Another start of the only one that serves it may bring another model. */
+    assert_int_equal(join(&f, "w", 2, "h:1"), NOSA_RPC_OK);
+    f.card.max_context_tokens = 1000;
+    assert_non_null(strstr(refusal_of(&f, "v"), "model.max_context_tokens: worker 'w'"));
+    nosa_manual_clock_advance(&f.clock, 3001 * NOSA_NS_PER_MS);
+    while (next(&f) != NOSA_REGISTRY_NOTHING)
+        continue;
+    assert_int_equal(join(&f, "v", 3, "h:3"), NOSA_RPC_OK);
+    close_fixture(&f);
+}
+
+static void test_next_event_fetch_asks_others(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct nosa_worker *worker;
+    uint64_t timeout_ms;
+    const char *asked[4];
+    open_fixture(&f);
+    assert_int_equal(join(&f, "a", 1, "h:1"), NOSA_RPC_OK);
+    assert_int_equal(join(&f, "b", 2, "h:2"), NOSA_RPC_OK);
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(nosa_registry_next_event(f.registry, &worker, &timeout_ms),
+                         NOSA_REGISTRY_FETCH);
+        asked[i] = strcmp(worker->id, "a") == 0 ? "a" : "b";
+        nosa_registry_model_failed(f.registry, worker->model, "no route");
+        nosa_worker_release(worker);
+        nosa_manual_clock_advance(&f.clock, 2000 * NOSA_NS_PER_MS);
+        assert_int_equal(beat(&f, "a", 1, NULL, NULL), NOSA_RPC_OK);
+        assert_int_equal(beat(&f, "b", 2, NULL, NULL), NOSA_RPC_OK);
+    }
+    assert_string_not_equal(asked[0], asked[1]);
+    assert_string_not_equal(asked[2], asked[3]);
+    struct nosa_worker_view *views;
+    size_t count;
+    assert_int_equal(nosa_registry_list(f.registry, &views, &count, NULL), NOSA_OK);
+    assert_string_equal(views[0].reason, "its model's files cannot be had: no route");
+    nosa_worker_views_free(views, count);
+    close_fixture(&f);
+}
+
+/* A pick's worker, whose connection breaks. */
+static void break_connection(struct fixture *f, struct nosa_model *model, bool after_a_start)
+{
+    struct nosa_pick pick = {.model = model, .tokens = 1};
+    assert_int_equal(nosa_registry_pick(f->registry, &pick, NULL), NOSA_OK);
+    if (after_a_start)
+        nosa_registry_proven(f->registry, pick.worker);
+    nosa_registry_suspect(f->registry, pick.worker);
+    nosa_registry_stream_ended(f->registry, pick.worker, &pick.load);
+    nosa_worker_release(pick.worker);
+}
+
+static void test_suspect_is_held_longer_each_time(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct nosa_model *model;
+    open_fixture(&f);
+    assert_int_equal(join(&f, "w", 1, "h:1"), NOSA_RPC_OK);
+    assert_int_equal(next(&f), NOSA_REGISTRY_FETCH);
+    assert_int_equal(nosa_registry_find_model(f.registry, "", &model, NULL), NOSA_OK);
+    for (int i = 0; i < 2; i++) { /* after streams that started there one heartbeat is enough */
+        break_connection(&f, model, true);
+        assert_int_equal(state_of(&f, "w"), LOST);
+        assert_int_equal(beat(&f, "w", 1, NULL, NULL), NOSA_RPC_OK);
+        assert_int_equal(state_of(&f, "w"), READY);
+    }
+    uint64_t hold_ms = 500;
+    for (int i = 0; i < 4; i++, hold_ms *= 2) {
+        break_connection(&f, model, false);
+        for (uint64_t ms = 100; ms < hold_ms; ms += 100) {
+            nosa_manual_clock_advance(&f.clock, 100 * NOSA_NS_PER_MS);
+            assert_int_equal(beat(&f, "w", 1, NULL, NULL), NOSA_RPC_OK);
+            assert_int_equal(state_of(&f, "w"), LOST);
+        }
+        nosa_manual_clock_advance(&f.clock, 100 * NOSA_NS_PER_MS);
+        assert_int_equal(beat(&f, "w", 1, NULL, NULL), NOSA_RPC_OK);
+        assert_int_equal(state_of(&f, "w"), READY);
+    }
+    nosa_model_release(model);
+    close_fixture(&f);
+}
+
+static void test_stood_still_is_no_silence(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_fixture(&f);
+    assert_int_equal(join(&f, "w", 1, "h:1"), NOSA_RPC_OK);
+    assert_int_equal(next(&f), NOSA_REGISTRY_FETCH);
+    nosa_manual_clock_advance(&f.clock, 1000 * NOSA_NS_PER_MS);
+    nosa_manual_clock_advance(&f.clock, 60000 * NOSA_NS_PER_MS);
+    nosa_registry_stood_still(f.registry, 60000 * NOSA_NS_PER_MS);
+    assert_int_equal(next(&f), NOSA_REGISTRY_NOTHING);
+    assert_int_equal(state_of(&f, "w"), READY);
+    nosa_manual_clock_advance(&f.clock, 2001 * NOSA_NS_PER_MS);
+    assert_int_equal(next(&f), NOSA_REGISTRY_LOST);
+    close_fixture(&f);
+}
+
+static void tell_kv(struct fixture *f, char *id, uint64_t incarnation, uint64_t hits)
+{
+    Nosa__Cluster__V1__KvTotals kv = NOSA__CLUSTER__V1__KV_TOTALS__INIT;
+    Nosa__Cluster__V1__Load load = NOSA__CLUSTER__V1__LOAD__INIT;
+    kv.gpu_hits = hits;
+    kv.corrupt_blocks = 1;
+    load.kv = &kv;
+    f->join.load = &load;
+    assert_int_equal(join(f, id, incarnation, id), NOSA_RPC_OK);
+    f->join.load = NULL;
+}
+
+static void test_kv_sums_lives(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct nosa_kv_totals totals;
+    double usage[NOSA_REGISTRY_TIERS_MAX];
+    open_fixture(&f);
+    tell_kv(&f, "a:1", 1, 100);
+    tell_kv(&f, "b:1", 2, 10);
+    tell_kv(&f, "a:1", 1, 130); /* the same life: what it grew by */
+    tell_kv(&f, "a:1", 3, 7);   /* the next life begins at 0 */
+    nosa_registry_kv(f.registry, &totals, usage);
+    assert_int_equal(totals.hits[0], 147);
+    assert_int_equal(totals.corrupt_blocks, 3);
+    assert_true(usage[0] == 0);
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_join_two_lives),
+        cmocka_unit_test(test_next_event_leave_is_no_death),
         cmocka_unit_test(test_next_event_silence),
         cmocka_unit_test(test_drain_events),
         cmocka_unit_test(test_pick_prefix_and_fingerprint),
+        cmocka_unit_test(test_join_one_name_one_model),
+        cmocka_unit_test(test_join_starting_knows_a_name_alone),
+        cmocka_unit_test(test_next_event_fetch_asks_others),
+        cmocka_unit_test(test_suspect_is_held_longer_each_time),
+        cmocka_unit_test(test_stood_still_is_no_silence),
+        cmocka_unit_test(test_kv_sums_lives),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,6 +35,54 @@ static void test_choose_order(void **state)
     assert_int_equal(nosa_router_choose(two, 2, 1000), 1);
 }
 
+/* Of prompts that nobody holds, how many each of four workers gets. */
+static void place_new(const double rates[4], uint32_t requests, uint32_t placed[4])
+{
+    struct nosa_route_candidate four[4];
+    memset(placed, 0, 4 * sizeof *placed);
+    srand(5);
+    for (uint32_t i = 0; i < requests; i++) {
+        for (size_t k = 0; k < 4; k++)
+            four[k] = (struct nosa_route_candidate){.batch_max = 8,
+                                                    .queue_max = 8,
+                                                    .recent = placed[k],
+                                                    .prefill_tokens_per_s = rates[k],
+                                                    .tie = (uint64_t)rand()};
+        placed[nosa_router_choose(four, 4, 600)]++;
+    }
+}
+
+static void test_choose_spreads_what_nobody_holds(void **state)
+{
+    (void)state;
+    /* Measured rates are never quite the same; one is not known yet. */
+    static const double rates[4] = {1000, 1250, 850, 0};
+    uint32_t placed[4];
+    place_new(rates, 40, placed);
+    for (size_t k = 0; k < 4; k++)
+        assert_true(placed[k] >= 8 && placed[k] <= 12);
+}
+
+static void test_choose_gives_a_faster_worker_more(void **state)
+{
+    (void)state;
+    static const double rates[4] = {8000, 1000, 1000, 1000};
+    uint32_t placed[4];
+    place_new(rates, 200, placed);
+    assert_true(placed[0] > 75);
+}
+
+static void test_choose_keeps_a_conversation_where_its_prefix_is(void **state)
+{
+    (void)state;
+    struct nosa_route_candidate two[2] = {
+        {.batch_max = 8, .queue_max = 8, .recent = 100, .gpu_tokens = 512},
+        {.batch_max = 8, .queue_max = 8}};
+    assert_int_equal(nosa_router_choose(two, 2, 640), 0);
+    two[0].gpu_tokens = 64; /* a prefix that is worth little */
+    assert_int_equal(nosa_router_choose(two, 2, 640), 1);
+}
+
 static void test_prefix_set_add_remove(void **state)
 {
     (void)state;
@@ -137,6 +185,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_choose_none),
         cmocka_unit_test(test_choose_order),
+        cmocka_unit_test(test_choose_spreads_what_nobody_holds),
+        cmocka_unit_test(test_choose_gives_a_faster_worker_more),
+        cmocka_unit_test(test_choose_keeps_a_conversation_where_its_prefix_is),
         cmocka_unit_test(test_prefix_set_add_remove),
         cmocka_unit_test(test_simulation_shared_prefixes),
     };

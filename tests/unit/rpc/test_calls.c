@@ -8,6 +8,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <arpa/inet.h>
+#include <poll.h>
+#include <sys/socket.h>
+
 #include <cmocka.h>
 
 #include "base/clock.h"
@@ -442,6 +446,33 @@ static void test_stream_512_at_once(void **state)
 
 /* ---- readers ---- */
 
+/* A socket that listens on the loopback, and its address. */
+static int listen_somewhere(char address[32])
+{
+    struct sockaddr_in own = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof own;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    assert_true(listener >= 0);
+    assert_int_equal(bind(listener, (struct sockaddr *)&own, sizeof own), 0);
+    assert_int_equal(listen(listener, 4), 0);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)&own, &size), 0);
+    snprintf(address, 32, "127.0.0.1:%u", ntohs(own.sin_port));
+    return listener;
+}
+
+static void test_channel_connect_needs_no_call(void **state)
+{
+    struct fixture *fixture = *state;
+    char address[32];
+    struct pollfd wait = {.fd = listen_somewhere(address), .events = POLLIN};
+    struct nosa_rpc_channel *channel = fixture_channel(fixture, address, NULL);
+    assert_int_equal(poll(&wait, 1, 200), 0); /* a channel alone connects to nobody */
+    nosa_rpc_channel_connect(channel);
+    assert_int_equal(poll(&wait, 1, 20000), 1);
+    nosa_rpc_channel_free(channel);
+    close(wait.fd);
+}
+
 static void test_reader_reads_all(void **state)
 {
     struct fixture *fixture = *state;
@@ -551,6 +582,7 @@ int main(void)
         cmocka_unit_test(test_stream_aborted_by_the_server),
         cmocka_unit_test(test_stream_deadline),
         cmocka_unit_test(test_stream_512_at_once),
+        cmocka_unit_test(test_channel_connect_needs_no_call),
         cmocka_unit_test(test_reader_reads_all),
         cmocka_unit_test(test_reader_waits_and_is_cancelled),
         cmocka_unit_test(test_reader_freed_midway),

@@ -326,6 +326,11 @@ static void test_unpack_bounded(void **state)
     assert_string_equal(error.text, "a SayRequest message of 200000 bytes takes more than 1048576 "
                                     "bytes in memory");
     nosa_error_clear(&error);
+    /* No single allocation is as large as this: their sum counts. */
+    assert_int_equal(nosa_message_unpack(&nosa__test__v1__say_request__descriptor, data, 2 * ITEMS,
+                                         8u << 20, &message, &error),
+                     NOSA_RESOURCE_EXHAUSTED);
+    nosa_error_clear(&error);
     assert_int_equal(nosa_message_unpack(&nosa__test__v1__say_request__descriptor, data, 2 * ITEMS,
                                          PLENTY, &message, &error),
                      NOSA_OK);

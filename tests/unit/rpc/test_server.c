@@ -285,6 +285,52 @@ static void test_shutdown_without_calls_is_quick(void **state)
     fixture_close(&fixture);
 }
 
+struct caller {
+    pthread_t thread;
+    struct nosa_rpc_channel *channel;
+    atomic_bool stopping;
+    uint32_t whole, refused, others;
+};
+
+static void *call_on(void *argument)
+{
+    struct caller *caller = argument;
+    while (!atomic_load(&caller->stopping)) {
+        enum nosa_rpc_code code = say_hello(caller->channel, false, NULL);
+        caller->whole += code == NOSA_RPC_OK;
+        caller->refused += code == NOSA_RPC_UNAVAILABLE;
+        caller->others += code != NOSA_RPC_OK && code != NOSA_RPC_UNAVAILABLE;
+    }
+    return NULL;
+}
+
+static void test_shutdown_refuses_calls_that_cross_it(void **state)
+{
+    (void)state;
+    for (int round = 0; round < 5; round++) {
+        struct fixture fixture;
+        struct ended ended = {0};
+        struct caller callers[4] = {0};
+        fixture_open(&fixture, NULL);
+        start_stream(&fixture, 20, 10000, &ended);
+        for (int i = 0; i < 4; i++) {
+            callers[i].channel = fixture.channel;
+            assert_int_equal(pthread_create(&callers[i].thread, NULL, call_on, &callers[i]), 0);
+        }
+        usleep(20000);
+        assert_true(nosa_rpc_server_shutdown(fixture.server, 20000));
+        for (int i = 0; i < 4; i++) {
+            atomic_store(&callers[i].stopping, true);
+            pthread_join(callers[i].thread, NULL);
+            assert_true(callers[i].whole > 0 && callers[i].refused > 0);
+            assert_int_equal(callers[i].others, 0);
+        }
+        wait_for_end(&ended);
+        assert_int_equal(ended.code, NOSA_RPC_OK);
+        fixture_close(&fixture);
+    }
+}
+
 /* ---- bounds ---- */
 
 static void test_calls_max(void **state)
@@ -505,6 +551,7 @@ int main(void)
         cmocka_unit_test(test_shutdown_lets_calls_finish),
         cmocka_unit_test(test_shutdown_cancels_after_grace),
         cmocka_unit_test(test_shutdown_without_calls_is_quick),
+        cmocka_unit_test(test_shutdown_refuses_calls_that_cross_it),
         cmocka_unit_test(test_calls_max),
         cmocka_unit_test(test_reply_with_a_full_queue),
         cmocka_unit_test(test_call_retained_beyond_its_end),

@@ -295,6 +295,32 @@ static void test_ids_need_not_be_dense(void **state)
     nosa_tokenizer_close(tokenizer);
 }
 
+static void test_encode_ends_at_count_max(void **state)
+{
+    (void)state;
+    struct nosa_tokenizer *tokenizer = vectors_open("minicpm", NULL);
+    static const char text[] = "the quick brown fox jumps over the lazy dog";
+    struct nosa_tokens whole = {0}, exact = {0}, short_of = {0};
+    struct nosa_error error = {0};
+    assert_int_equal(nosa_tokenizer_encode(tokenizer, text, sizeof text - 1, 0, &whole, &error),
+                     NOSA_OK);
+    exact.count_max = whole.count;
+    assert_int_equal(nosa_tokenizer_encode(tokenizer, text, sizeof text - 1, 0, &exact, &error),
+                     NOSA_OK);
+    assert_int_equal(exact.count, whole.count);
+    assert_false(exact.full);
+    short_of.count_max = whole.count - 1;
+    assert_int_equal(nosa_tokenizer_encode(tokenizer, text, sizeof text - 1, 0, &short_of, &error),
+                     NOSA_RESOURCE_EXHAUSTED);
+    assert_true(short_of.full);
+    assert_int_equal(short_of.count, 0);
+    assert_non_null(strstr(error.text, "more than"));
+    nosa_tokens_free(&whole);
+    nosa_tokens_free(&exact);
+    nosa_tokens_free(&short_of);
+    nosa_tokenizer_close(tokenizer);
+}
+
 /* ---- long inputs ---- */
 
 static char *repeated(const char *unit, size_t size)
@@ -577,6 +603,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_open_reads_a_model_directory),
         cmocka_unit_test(test_find_and_piece),
         cmocka_unit_test(test_ids_need_not_be_dense),
+        cmocka_unit_test(test_encode_ends_at_count_max),
         cmocka_unit_test(test_encode_work_grows_as_n_log_n),
         cmocka_unit_test(test_encode_takes_a_mebibyte_of_one_kind),
         cmocka_unit_test(test_normalize_takes_long_runs_of_marks),
