@@ -12,7 +12,8 @@ endif()
 
 # Rooms, and for each the path prefixes that its files may include from.
 set(rooms common/base common/tokenizer common/rpc common/http kernels kvstore worker/model
-    worker/comm worker/scheduler worker/engine worker/run worker coordinator cli)
+    worker/comm worker/scheduler worker/engine worker/options worker/run worker/service worker
+    coordinator cli)
 set(uses_common/base common/base/)
 set(uses_common/tokenizer common/base/ common/tokenizer/)
 set(uses_common/rpc common/base/ common/rpc/ proto/)
@@ -23,7 +24,10 @@ set(uses_worker/model common/base/ worker/model/)
 set(uses_worker/comm common/base/ kernels/ worker/comm)
 set(uses_worker/scheduler common/base/ worker/scheduler/)
 set(uses_worker/engine common/base/ kernels/ kvstore/ worker/model/ worker/comm worker/engine/)
-set(uses_worker/run common/base/ common/tokenizer/ kernels/ kvstore/ worker/)
+set(uses_worker/options common/base/ kvstore/policy.h worker/engine/ worker/options/)
+set(uses_worker/run common/base/ common/tokenizer/ worker/engine/ worker/options/ worker/run/)
+set(uses_worker/service common/base/ common/rpc/ common/http/ proto/ worker/model/ worker/engine/
+    worker/scheduler/ worker/options/ worker/service/)
 set(uses_worker common/ proto/ kernels/ kvstore/ worker/)
 set(uses_coordinator common/ proto/ coordinator/)
 set(uses_cli common/ proto/ cli/)

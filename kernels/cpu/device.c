@@ -284,7 +284,8 @@ static void fingerprint(struct nosa_device *device, char *text, size_t text_byte
 bool nosa_cpu_isa_available(enum nosa_cpu_isa isa)
 {
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+                __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+                __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt");
     switch (isa) {
     case NOSA_CPU_ISA_BEST:
     case NOSA_CPU_ISA_PORTABLE: return true;

@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "kv_steps.h"
+#include "op_random.h"
 #include "reference/reference.h"
 
 #define OUT_TOLERANCE 3e-5
@@ -229,13 +230,42 @@ static void test_attention_large_scores_stay_finite(void **state)
     }
 }
 
-int main(void)
+/* Few seeds here; --seeds gives others, and then this case runs alone. */
+static struct op_seeds random_seeds = {1, 3};
+
+static void test_attention_random_shapes_match_reference(void **state)
+{
+    (void)state;
+    for (uint64_t i = 0; i < random_seeds.count; i++) {
+        struct op_random_case drawn;
+        op_random_case(random_seeds.first + i, &drawn);
+        struct kv_step *step = kv_step_create(&drawn.op_case, random_seeds.first + i);
+        struct lists selected = lists_selected(step, NOSA_ATTENTION_NOSA);
+        struct lists random = lists_random(step);
+        check_lists(step, &(struct lists){NULL, NULL, 0});
+        check_lists(step, &selected);
+        check_lists(step, &random);
+        lists_close(&random);
+        lists_close(&selected);
+        kv_step_destroy(step);
+    }
+}
+
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention_full_matches_reference),
         cmocka_unit_test(test_attention_selected_matches_reference),
         cmocka_unit_test(test_attention_random_lists_match_reference),
         cmocka_unit_test(test_attention_large_scores_stay_finite),
+        cmocka_unit_test(test_attention_random_shapes_match_reference),
     };
+    const struct CMUnitTest wide[] = {
+        cmocka_unit_test(test_attention_random_shapes_match_reference),
+    };
+    if (!op_seeds_parse(argc, argv, &random_seeds))
+        return 2;
+    if (argc > 1)
+        return cmocka_run_group_tests(wide, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -360,6 +360,55 @@ static void test_create_refuses_what_it_cannot_do(void **state)
     assert_null(device);
 }
 
+/* The flags of processor 0, a blank on either side of each. */
+static void read_processor_flags(char *text, size_t text_bytes)
+{
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    assert_non_null(file);
+    text[0] = '\0';
+    while (strncmp(text, "flags", 5) != 0)
+        assert_non_null(fgets(text, (int)text_bytes, file));
+    fclose(file);
+    char *end = strchr(text, '\n');
+    assert_non_null(end);
+    *end = ' ';
+}
+
+/* Whether the kernel says that the processor has all that the compiler was told to use. */
+static bool has_all(const char *processor_flags, const char *compiler_flags)
+{
+    static const char *const names[][2] = {{"lzcnt", "abm"}, {"bmi", "bmi1"}};
+    char flags[512];
+    snprintf(flags, sizeof flags, "%s", compiler_flags);
+    for (char *rest, *flag = strtok_r(flags, " ", &rest); flag; flag = strtok_r(NULL, " ", &rest)) {
+        if (strncmp(flag, "-march", 6) == 0 || strncmp(flag, "-mprefer", 8) == 0)
+            continue;
+        assert_int_equal(strncmp(flag, "-m", 2), 0);
+        const char *name = flag + 2;
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+            if (strcmp(name, names[i][0]) == 0)
+                name = names[i][1];
+        char word[64];
+        snprintf(word, sizeof word, " %s ", name);
+        if (!strstr(processor_flags, word))
+            return false;
+    }
+    return true;
+}
+
+/* Each -m flag of the build is looked for before code compiled with it is taken. */
+static void test_isa_available_agrees_with_the_compiler_flags(void **state)
+{
+    (void)state;
+    char flags[16384];
+    read_processor_flags(flags, sizeof flags);
+    assert_true(nosa_cpu_isa_available(NOSA_CPU_ISA_PORTABLE));
+    bool avx2 = has_all(flags, NOSA_CPU_FLAGS_avx2);
+    assert_int_equal(nosa_cpu_isa_available(NOSA_CPU_ISA_AVX2), avx2);
+    bool avx512 = has_all(flags, NOSA_CPU_FLAGS_avx512);
+    assert_int_equal(nosa_cpu_isa_available(NOSA_CPU_ISA_AVX512), avx512);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -374,6 +423,7 @@ int main(void)
         cmocka_unit_test(test_fingerprint_is_the_same_on_every_instruction_set),
         cmocka_unit_test(test_cpu_count_is_bounded_by_affinity),
         cmocka_unit_test(test_create_refuses_what_it_cannot_do),
+        cmocka_unit_test(test_isa_available_agrees_with_the_compiler_flags),
     };
     return cmocka_run_group_tests_name("device", tests, NULL, NULL);
 }

@@ -1,4 +1,6 @@
 /* The CPU backend's thread pool: every item once, in order of hand-out, under many regions. */
+#include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -24,6 +26,7 @@ struct region {
     uint32_t written[ITEMS_MAX]; /* plain memory: the end of a region must publish it */
     _Atomic uint32_t thread_mask;
     int32_t sleep_us;
+    int32_t turns; /* of computing in each item */
 };
 
 static void count_item(void *context, int32_t item, int32_t thread)
@@ -39,6 +42,8 @@ static void count_item(void *context, int32_t item, int32_t thread)
     region->written[item] = region->stamp + (uint32_t)item;
     if (region->sleep_us > 0)
         nanosleep(&(struct timespec){.tv_nsec = region->sleep_us * 1000L}, NULL);
+    for (volatile int32_t turn = 0; turn < region->turns; turn = turn + 1)
+        continue;
 }
 
 static void run_region(struct nosa_cpu_pool *pool, struct region *region, int32_t n_items,
@@ -176,6 +181,93 @@ static void test_want_is_only_a_hint(void **state)
     free(region);
 }
 
+static double seconds_of(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* A thread of another program, as far as the pool can tell: it computes until it is told to end. */
+struct neighbour {
+    pthread_t thread;
+    _Atomic bool stop;
+    double cpu_s;
+};
+
+static void *neighbour_main(void *argument)
+{
+    struct neighbour *neighbour = argument;
+    while (!atomic_load_explicit(&neighbour->stop, memory_order_relaxed))
+        continue;
+    neighbour->cpu_s = seconds_of(CLOCK_THREAD_CPUTIME_ID);
+    return NULL;
+}
+
+#define CROWD_REGIONS        300
+#define CROWD_NEIGHBOURS_MAX 2
+#define CROWD_MAX_S          30 /* 100 ms for a region of half a millisecond: collapse, not load */
+
+/* Regions of the pool beside busy threads; returns the processor time that the pool took. */
+static double run_crowd(struct region *region, int32_t threads, int32_t n_neighbours)
+{
+    struct neighbour neighbours[CROWD_NEIGHBOURS_MAX] = {0};
+    struct nosa_cpu_pool *pool;
+    double cpu_s = -seconds_of(CLOCK_PROCESS_CPUTIME_ID);
+    assert_int_equal(nosa_cpu_pool_create(threads, &pool, NULL), NOSA_OK);
+    for (int32_t i = 0; i < n_neighbours; i++)
+        assert_int_equal(
+            pthread_create(&neighbours[i].thread, NULL, neighbour_main, &neighbours[i]), 0);
+    double start_s = seconds_of(CLOCK_MONOTONIC);
+    for (uint32_t round = 0; round < CROWD_REGIONS; round++)
+        run_region(pool, region, 2 + (int32_t)(round % 20), round * 11u);
+    double wall_s = seconds_of(CLOCK_MONOTONIC) - start_s;
+    nosa_cpu_pool_destroy(pool);
+    for (int32_t i = 0; i < n_neighbours; i++) {
+        atomic_store(&neighbours[i].stop, true);
+        assert_int_equal(pthread_join(neighbours[i].thread, NULL), 0);
+        cpu_s -= neighbours[i].cpu_s;
+    }
+    if (wall_s > CROWD_MAX_S)
+        fail_msg("%d threads beside %d busy ones: %d regions took %.1f s", threads, n_neighbours,
+                 CROWD_REGIONS, wall_s);
+    return cpu_s + seconds_of(CLOCK_PROCESS_CPUTIME_ID);
+}
+
+/* Leaves the process at most two of its cores; the mask that it had is stored. */
+static void keep_two_cores(cpu_set_t *before)
+{
+    cpu_set_t kept;
+    CPU_ZERO(&kept);
+    assert_int_equal(sched_getaffinity(0, sizeof *before, before), 0);
+    for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&kept) < 2; cpu++)
+        if (CPU_ISSET(cpu, before))
+            CPU_SET(cpu, &kept);
+    assert_int_equal(sched_setaffinity(0, sizeof kept, &kept), 0);
+}
+
+/* More threads than cores, and cores taken by neighbours: regions go on, and the pool does not burn
+ * what cores it gets with waiting. Processor time, so that the machine's load does not matter. */
+static void test_run_goes_on_beside_busy_neighbours(void **state)
+{
+    (void)state;
+    cpu_set_t before;
+    keep_two_cores(&before);
+    struct region *region = region_create();
+    region->turns = 20000;
+    double alone_s = run_crowd(region, 1, 2);
+    run_crowd(region, 2, 1);
+    for (int32_t i = 0; i < 4; i++) {
+        int32_t threads = i / 2 ? 8 : 3;
+        double crowd_s = run_crowd(region, threads, 1 + i % 2);
+        if (crowd_s > 3 * alone_s + 0.1)
+            fail_msg("%d threads on two cores take %.3f s of processor time, one takes %.3f s",
+                     threads, crowd_s, alone_s);
+    }
+    free(region);
+    assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
 static void test_create_and_destroy_without_a_region(void **state)
 {
     (void)state;
@@ -208,6 +300,7 @@ int main(void)
         cmocka_unit_test(test_run_uses_all_threads),
         cmocka_unit_test(test_run_hands_items_out_in_ascending_order),
         cmocka_unit_test(test_want_is_only_a_hint),
+        cmocka_unit_test(test_run_goes_on_beside_busy_neighbours),
         cmocka_unit_test(test_create_and_destroy_without_a_region),
         cmocka_unit_test(test_create_refuses_a_wrong_number_of_threads),
     };

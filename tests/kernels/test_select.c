@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "kv_steps.h"
+#include "op_random.h"
 #include "reference/reference.h"
 
 #define SCORE_TOLERANCE 1e-4
@@ -236,13 +237,38 @@ static void test_select_blocks_nan_counts_for_nothing(void **state)
     check_ties(NAN, NAN);
 }
 
-int main(void)
+/* Few seeds here; --seeds gives others, and then this case runs alone. */
+static struct op_seeds random_seeds = {1, 4};
+
+static void test_select_blocks_random_shapes_match_reference(void **state)
+{
+    (void)state;
+    for (uint64_t i = 0; i < random_seeds.count; i++) {
+        struct op_random_case drawn;
+        op_random_case(random_seeds.first + i, &drawn);
+        struct kv_step *step = kv_step_create(&drawn.op_case, random_seeds.first + i);
+        check_mode(step, NOSA_ATTENTION_NOSA);
+        check_mode(step, NOSA_ATTENTION_INFLLMV2);
+        check_rows(step);
+        kv_step_destroy(step);
+    }
+}
+
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_select_blocks_matches_reference),
         cmocka_unit_test(test_select_blocks_row_alone_same_bits),
         cmocka_unit_test(test_select_blocks_ties_take_lowest),
         cmocka_unit_test(test_select_blocks_nan_counts_for_nothing),
+        cmocka_unit_test(test_select_blocks_random_shapes_match_reference),
     };
+    const struct CMUnitTest wide[] = {
+        cmocka_unit_test(test_select_blocks_random_shapes_match_reference),
+    };
+    if (!op_seeds_parse(argc, argv, &random_seeds))
+        return 2;
+    if (argc > 1)
+        return cmocka_run_group_tests(wide, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

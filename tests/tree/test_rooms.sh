@@ -27,9 +27,9 @@ check() {
 plant() { # <file> <include line> <expected text; empty: allowed> <name>
     rm -rf "$work/planted"
     mkdir -p "$work/planted/common/base" "$work/planted/kernels/cpu" "$work/planted/worker/engine" \
-        "$work/planted/kvstore" "$work/planted/$(dirname "$1")"
+        "$work/planted/worker/service" "$work/planted/kvstore" "$work/planted/$(dirname "$1")"
     for header in common/base/status.h kernels/device.h kernels/cpu/cpu_internal.h \
-        kvstore/kv_store.h worker/engine/engine.h; do
+        kvstore/kv_store.h worker/engine/engine.h worker/service/loop.h; do
         : > "$work/planted/$header"
     done
     echo "$2" > "$work/planted/$1"
@@ -52,6 +52,12 @@ plant kernels/a.c '#include "engine/engine.h"' 'room kernels may not use worker/
 plant worker/model/a.c '#include "engine/engine.h"' \
     'room worker/model may not use worker/engine/engine.h' test_rooms_model_may_not_use_engine
 plant worker/run/a.c '#include "engine/engine.h"' '' test_rooms_run_uses_engine
+plant worker/run/a.c '#include "service/loop.h"' \
+    'room worker/run may not use worker/service/loop.h' test_rooms_run_may_not_use_service
+plant worker/options/a.c '#include "service/loop.h"' \
+    'room worker/options may not use worker/service/loop.h' test_rooms_options_may_not_use_service
+plant worker/service/a.c '#include "kv_store.h"' \
+    'room worker/service may not use kvstore/kv_store.h' test_rooms_service_may_not_use_kvstore
 plant kernels/cpu/a.c '  #  include "../../kvstore/kv_store.h"' \
     'room kernels may not use kvstore/kv_store.h' test_rooms_relative_path
 plant common/base/a.h '#include "device.h"' 'room common/base may not use kernels/device.h' \

@@ -94,7 +94,7 @@ static const struct nosa_flag flag_table[] = {
      .value_name = "SIZE",
      .default_text = "0",
      .group = "KV cache",
-     .help = "writes to the third tier end for the day beyond this; 0: no limit"},
+     .help = "writes to the third tier end for the day beyond this; 0: no limit; no auto"},
 };
 
 const struct nosa_flag_table nosa_engine_flag_table = NOSA_FLAG_TABLE(flag_table);
@@ -162,7 +162,9 @@ enum nosa_status nosa_engine_flags_read(const struct nosa_flags *flags, const ch
         .nvme_write_bytes_per_day = nosa_flags_size(flags, "nvme-write-bytes-per-day"),
     };
     if (out->nvme_write_bytes_per_day == NOSA_FLAG_SIZE_AUTO)
-        out->nvme_write_bytes_per_day = 0;
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
+                              "%s auto: a size is wanted, or 0 for no limit",
+                              nosa_flags_source(flags, "nvme-write-bytes-per-day"));
     NOSA_TRY(check_model(flags, out->model_directory, error));
     if (out->kv_bytes == 0)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT,

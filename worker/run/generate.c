@@ -230,6 +230,7 @@ enum nosa_status nosa_run_generate(const struct nosa_run_options *options,
     nosa_session_close(run.session);
     keep_prefix(engine);
     nosa_engine_kv_traffic(engine, &out->traffic);
+    out->stall_s += (double)out->traffic.nvme_stall_ns / 1e9;
     nosa_buffer_free(&run.fresh);
     return status != NOSA_OK ? status : closed;
 }

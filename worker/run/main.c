@@ -195,6 +195,7 @@ int main(int argc, char **argv)
     if (status == NOSA_OK && action == NOSA_RUN_PRINTED)
         return 0;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a KV file past RLIMIT_FSIZE is a write that fails */
     if (status == NOSA_OK) {
         status = run(&options, &error);
         nosa_run_options_free(&options);

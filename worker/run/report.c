@@ -19,6 +19,13 @@ static const char *finish_reason_name(enum nosa_finish_reason reason)
     return "unknown";
 }
 
+static void print_tier(const char *name, uint64_t bytes, int32_t blocks)
+{
+    char size[NOSA_SIZE_TEXT_MAX];
+    fprintf(stderr, ", %s %s for %lld tokens", name, nosa_size_format(bytes, size),
+            (long long)blocks * NOSA_BLOCK_TOKENS);
+}
+
 void nosa_report_start(const struct nosa_run_options *options, const struct nosa_engine_info *info,
                        bool has_tokenizer)
 {
@@ -32,10 +39,16 @@ void nosa_report_start(const struct nosa_run_options *options, const struct nosa
                  options->engine.model_directory);
     if (options->json)
         return;
-    char weights[NOSA_SIZE_TEXT_MAX], kv[NOSA_SIZE_TEXT_MAX];
-    fprintf(stderr, "%s; weights %s, KV cache %s for %d tokens\n", info->device,
-            nosa_size_format(info->weight_bytes, weights), nosa_size_format(info->kv_bytes, kv),
-            info->kv_blocks * NOSA_BLOCK_TOKENS);
+    char weights[NOSA_SIZE_TEXT_MAX];
+    fprintf(stderr, "%s; weights %s", info->device, nosa_size_format(info->weight_bytes, weights));
+    print_tier("KV cache", info->kv_bytes, info->kv_slots);
+    if (info->host_kv_bytes > 0)
+        print_tier("host tier", info->host_kv_bytes, info->kv_images);
+    if (info->nvme_kv_bytes > 0) {
+        print_tier("NVMe tier", info->nvme_kv_bytes, info->nvme_blocks);
+        fprintf(stderr, " (%s)", info->nvme_method);
+    }
+    fputc('\n', stderr);
 }
 
 /* Bytes that are no UTF-8 become U+FFFD: JSON has none. */

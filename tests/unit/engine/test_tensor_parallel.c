@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "engine/engine_internal.h"
 #include "engine/shard.h"
 #include "engine_support.h"
 
@@ -38,6 +39,29 @@ static double difference(const float *a, const float *b)
         worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
     }
     return worst / sqrt(square - mean * mean);
+}
+
+/* What the last step left in the residual stream: the same bits in the memory of every rank. */
+static void check_ranks_hold_the_same(const struct nosa_engine *engine, int32_t rows)
+{
+    int32_t n_ranks = nosa_rank_group_count(engine->group);
+    const struct nosa_rank *first = nosa_rank_group_rank(engine->group, 0);
+    size_t count = (size_t)rows * first->config->hidden;
+    for (size_t i = 0; i < count; i++)
+        if (!isfinite(first->residual[i]) || first->residual[i] == 0)
+            fail_msg("%d ranks: value %zu of the residual is %g", n_ranks, i,
+                     (double)first->residual[i]);
+    for (int32_t r = 1; r < n_ranks; r++) {
+        const struct nosa_rank *rank = nosa_rank_group_rank(engine->group, r);
+        assert_ptr_not_equal(rank->residual, first->residual);
+        assert_memory_equal(rank->residual, first->residual, count * sizeof(float));
+    }
+}
+
+/* Rows of the last step of LENGTH tokens. */
+static int32_t last_rows(int32_t chunk)
+{
+    return (LENGTH - 1) % chunk + 1;
 }
 
 /* The cases: heads, KV heads, rank counts (0 ends). */
@@ -68,7 +92,9 @@ static void check_shape(size_t shape, bool attention_bias, bool tie)
     for (int i = 0; shapes[shape].tp[i]; i++) {
         engine = tiny_engine(path, NOSA_ATTENTION_NOSA, shapes[shape].tp[i], 2, 128, 1, LENGTH);
         logits_after(engine, tokens, LENGTH, 128, 0, many);
+        check_ranks_hold_the_same(engine, last_rows(128));
         logits_after(engine, tokens, LENGTH, 37, 1, again);
+        check_ranks_hold_the_same(engine, last_rows(37));
         assert_memory_equal(many, again, sizeof many);
         double worst = difference(one, many);
         if (!(worst < 1e-3))
