@@ -48,6 +48,7 @@ test-long: all ## run the tests, those that take long, and FUZZ_RUNS of each fuz
 test-eviction-head: ## test the tool that fits eviction heads; brings PyTorch (3 GB) into .venv
 	@scripts/venv.sh tools/requirements.txt tools/eviction_head/requirements.txt
 	@.venv/bin/python -B tests/eviction_head/test_eviction_head.py
+	@.venv/bin/python -B tests/eviction_head/test_eviction_head_study.py
 
 bench: all ## run the benchmark
 	@scripts/bench.sh

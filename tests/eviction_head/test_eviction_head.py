@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ import texts  # noqa: E402
 from heads import KINDS, Head  # noqa: E402
 from llama import Llama, Plan, Record  # noqa: E402
 from reference.nosa_reference import MODES, forward, load_model  # noqa: E402
+from safetensors_writer import write_safetensors  # noqa: E402
 
 CPU = torch.device("cpu")
 BOUND = 1e-4
@@ -299,35 +301,33 @@ class TestFit(unittest.TestCase):
         self.assertEqual(refused.returncode, 2)
         self.assertRegex(refused.stderr, "has an eviction head already")
 
-    @unittest.skipIf(torch.cuda.is_available(), "there is a GPU")
-    def test_study_fits_scores_and_reports(self) -> None:
-        """A program of one fit: what it scores stands in the tables and pictures."""
-        plain = {"name": "plain full", "full": True}
-        cases = [plain, {"name": "nosa", "head": "one"}]
-        jobs = [
-            {"kind": "fit", "name": "one", "options": {"steps": 2}},
-            {"kind": "score", "name": "main", "shares": 2, "part": "test", "cases": cases},
-            {"kind": "probe", "name": "probe", "part": "test", "haystacks": 2, "cases": cases},
-        ]
-        program, results = self.folder / "program.json", self.folder / "results"
-        program.write_text(json.dumps({"length": LENGTH, "jobs": jobs}), encoding="utf-8")
-        flags = ["--model", self.model, "--texts", self.texts, "--program", program]
-        done = tool("study", *flags, "--output", results)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertTrue((results / "one.head").is_file(), done.stderr)
-        self.assertEqual(len(list(results.glob("main?.json"))), 2, done.stderr)
-        told = tool("report", "--results", results, "--pictures", self.folder / "pictures")
-        self.assertEqual(told.returncode, 0, told.stderr)
-        self.assertRegex(told.stdout, r"(?m)^\| nosa \| -?\d+\.\d\d ± ")
-        self.assertRegex(told.stdout, r"(?m)^12 probes in 2 haystacks$")
-        for name in ("loss-by-position", "retrieval-by-depth"):
-            self.assertIn("<svg", (self.folder / "pictures" / f"{name}.svg").read_text())
-        jobs[1]["name"] = "one"
-        jobs[1]["shares"] = 1
-        program.write_text(json.dumps({"jobs": jobs}), encoding="utf-8")
-        refused = tool("study", *flags, "--output", results)
-        self.assertEqual(refused.returncode, 2)
-        self.assertRegex(refused.stderr, r"^eviction_head: .*two jobs have one name\n$")
+    def test_fit_interrupted_by_signal_goes_on_to_the_same_head(self) -> None:
+        """SIGINT after a step: exit code 130, the state is kept, and the same command ends with the
+        head of a run that was not interrupted."""
+        more = ("--steps", 30)
+        whole = self.fit("whole.safetensors", *more)
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        output = self.folder / "cut.safetensors"
+        command = [sys.executable, str(TOOL), "fit", "--model", self.model, "--texts", self.texts]
+        command += ["--length", LENGTH, "--device", "cpu", "--output", output, *more]
+        with subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            first = process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read()
+            process.wait(timeout=300)
+        self.assertRegex(first, r"^fit: step \d+ of 30")
+        self.assertEqual(process.returncode, 130, first + rest)
+        self.assertRegex(rest, r"eviction_head: interrupted; the same command goes on\n$")
+        self.assertFalse(output.exists())
+        self.assertTrue(fitting.partial_path(output).is_file())
+        again = self.fit("cut.safetensors", *more)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertRegex(again.stderr, r"^fit: going on from step [1-9]\d? of 30\n")
+        self.assertFalse(fitting.partial_path(output).exists())
+        a, b = (headfile.read_head(self.folder / f"{n}.safetensors") for n in ("whole", "cut"))
+        self.assertTrue(all(np.array_equal(a.tensors[n], b.tensors[n]) for n in a.tensors))
 
     def test_run_interrupted_goes_on_to_the_same_head(self) -> None:
         """Stopped after some steps, a fit ends with the bits of one that was not."""
@@ -453,6 +453,77 @@ class TestFit(unittest.TestCase):
         self.assertEqual(done.returncode, 2)
         self.assertRegex(done.stderr, r"^eviction_head: .*fitted to another model.*\n$")
 
+    def test_pack_serves_its_tokenizer_alone(self) -> None:
+        """Packed texts give the windows of their folder; a model with another tokenizer refuses
+        them, and so does every model what is no packed file."""
+        packed = self.folder / "packed.npz"
+        done = tool("pack", "--model", self.model, "--texts", self.texts, "--output", packed)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r": 8 documents, \d+ tokens\n$")
+        chosen = [
+            texts.windows_of(texts.read_corpus(source, self.model), "test", LENGTH, 18, 3)
+            for source in (packed, self.texts)
+        ]
+        for ours, theirs in zip(*chosen, strict=True):
+            self.assertEqual(ours[:2], theirs[:2])
+            self.assertTrue(np.array_equal(ours[2], theirs[2]))
+        other = tiny_model(self.folder / "tokenizer")
+        text = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+        vocabulary = text["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+        (other / "tokenizer.json").write_text(json.dumps(text), encoding="utf-8")
+        cut = self.folder / "cut.npz"
+        cut.write_bytes(packed.read_bytes()[:-100])
+        for model, source, reason in (
+            (other, packed, "tokenised for another model than"),
+            (self.model, cut, "not a packed corpus"),
+            (self.model, self.model / "tokenizer.json", "not a packed corpus"),
+            (self.model, self.folder / "nowhere.npz", "No such file"),
+        ):
+            for verb in (("fit", "--output", self.folder / "no.safetensors"), ("eval",)):
+                done = tool(*verb, "--model", model, "--texts", source, "--device", "cpu")
+                self.assertEqual(done.returncode, 2, done.stderr)
+                self.assertRegex(done.stderr, rf"^eviction_head: .*{reason}.*\n$")
+
+    def test_model_with_something_missing_is_one_line(self) -> None:
+        """No tokenizer or a broken one, a tensor or a size that is not there."""
+        whole = tiny_model(self.folder / "whole")
+        tensors = {
+            name: headfile.read_tensor(info)
+            for name, info in headfile.checkpoint_tensors(whole).items()
+        }
+        config = json.loads((whole / "config.json").read_text(encoding="utf-8"))
+        less = {n: t for n, t in tensors.items() if n != "model.layers.1.mlp.up_proj.weight"}
+        narrow = {**tensors, "model.norm.weight": tensors["model.norm.weight"][:-1]}
+        for number, (name, content, reason) in enumerate(
+            (
+                ("tokenizer.json", None, r"tokenizer.json: No such file"),
+                ("tokenizer.json", b"{}", r"tokenizer.json: not a tokenizer \("),
+                ("tokenizer.json", b"\xff\xfe", r"tokenizer.json: not a tokenizer \("),
+                ("model.safetensors", less, r"tensor model.layers.1.mlp.up_proj.weight is missing"),
+                ("model.safetensors", narrow, r"tensor model.norm.weight has shape \["),
+                ("config.json", "intermediate_size", r"intermediate_size is missing"),
+            )
+        ):
+            broken = tiny_model(self.folder / f"broken-{number}")
+            path = broken / name
+            if content is None:
+                path.unlink()
+            elif isinstance(content, bytes):
+                path.write_bytes(content)
+            elif isinstance(content, str):
+                kept = {key: value for key, value in config.items() if key != content}
+                path.write_text(json.dumps(kept), encoding="utf-8")
+            else:
+                write_safetensors(path, content)
+            for verb in (("fit", "--output", self.folder / "no.safetensors"), ("eval",)):
+                done = tool(
+                    *verb, "--model", broken, "--texts", self.texts, "--device", "cpu",
+                    "--length", LENGTH,
+                )  # fmt: skip
+                self.assertEqual(done.returncode, 2, done.stderr)
+                self.assertRegex(done.stderr, rf"^eviction_head: .*{reason}.*\n$")
+
     def test_sizes_of_fit_make_it_harder(self) -> None:
         """Half the local window and half of the query's blocks, unless they are named."""
         sizes = selection.Sizes(8, 4, 1, 64, 384, 32, 9)
@@ -471,6 +542,25 @@ class TestFit(unittest.TestCase):
         self.assertRegex(
             done.stderr, r"no GPU: on this CPU the fit would take about \d+.*" r"--device cpu"
         )
+
+    @unittest.skipIf(torch.cuda.is_available(), "there is a GPU")
+    def test_eval_and_study_without_gpu_say_how_long(self) -> None:
+        """The same of what scores."""
+        program, results = self.folder / "few.json", self.folder / "nothing"
+        jobs = [{"kind": "fit", "name": "one", "options": {"steps": 2}}]
+        program.write_text(json.dumps({"length": LENGTH, "jobs": jobs}), encoding="utf-8")
+        common = ("--model", self.model, "--texts", self.texts)
+        for arguments, what in (
+            (("eval", *common, "--length", LENGTH), r"4 cases on \d+ windows would take about \d+"),
+            (
+                ("study", *common, "--program", program, "--output", results),
+                r"the fits \(1\) would take about \d+ s, and every case of every window about \d+",
+            ),
+        ):
+            done = tool(*arguments)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertRegex(done.stderr, rf"^eviction_head: no GPU: on this CPU {what}.*\n$")
+        self.assertFalse(results.exists())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ and how texts are dealt to parts. Needs no PyTorch. Prints TAP."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,11 @@ TOOL = TREE / "tools" / "eviction_head"
 sys.path[:0] = [str(TREE / "tools"), str(TOOL)]
 
 import headfile  # noqa: E402
+import make_demo_model  # noqa: E402
 import texts  # noqa: E402
 from errors import ToolError  # noqa: E402
 from reference.nosa_reference import forward, load_model  # noqa: E402
-from safetensors_writer import write_safetensors  # noqa: E402
+from safetensors_writer import BF16, write_safetensors  # noqa: E402
 
 PLAIN = RANDOM / "kv2_group1_d16_r4_plain"
 SPARSE = {
@@ -38,6 +40,7 @@ SPARSE = {
     "dense_len": 0,
 }
 TOKENS = 700
+DEMO_MODEL = Path(os.environ.get("NOSA_DEMO_MODEL_DIR") or "/nonexistent")
 
 
 def random_head(seed: int = 1) -> headfile.HeadFile:
@@ -259,6 +262,39 @@ class TestShippedHeads(unittest.TestCase):
             self.assertEqual(len(head.metadata["base_sha256"]), 64)
             card = (TOOL / "heads" / "README.md").read_text(encoding="utf-8")
             self.assertIn(path.name, card)
+
+    def test_demo_head_has_the_demo_models_sizes(self) -> None:
+        """The head was fitted for the sizes that the demo tool writes into config.json."""
+        head = headfile.read_head(make_demo_model.HEAD)
+        self.assertEqual(json.loads(head.metadata["sparse_config"]), make_demo_model.SPARSE_CONFIG)
+
+    @unittest.skipIf(not (DEMO_MODEL / "config.json").is_file(), "the demo model is not there")
+    def test_demo_head_is_the_one_in_the_demo_model(self) -> None:
+        """It belongs to the demo model's weights, by their hash, and is what the model has, as
+        rounded; merged into the model without it, it gives the demo model's tensors and sizes."""
+        head = headfile.read_head(make_demo_model.HEAD)
+        self.assertEqual(head.metadata["base_sha256"], headfile.weights_sha256(DEMO_MODEL))
+        tensors = headfile.checkpoint_tensors(DEMO_MODEL)
+        for name, values in head.tensors.items():
+            stored = headfile.as_stored(values, tensors[name].dtype).tobytes()
+            self.assertEqual(headfile.read_bytes(tensors[name]), stored, name)
+        config = headfile.read_config(DEMO_MODEL)
+        self.assertEqual(config["sparse_config"], make_demo_model.SPARSE_CONFIG)
+        with tempfile.TemporaryDirectory() as folder:
+            plain, merged = Path(folder) / "plain", Path(folder) / "merged"
+            plain.mkdir()
+            shutil.copyfile(DEMO_MODEL / "config.json", plain / "config.json")
+            kept = {
+                name: np.frombuffer(headfile.read_bytes(info), BF16).reshape(info.shape)
+                for name, info in tensors.items()
+                if not headfile.is_head_tensor(name)
+            }
+            write_safetensors(plain / "model.safetensors", kept)
+            headfile.merge(plain, make_demo_model.HEAD, merged)
+            self.assertEqual(headfile.read_config(merged), config)
+            for name, info in headfile.checkpoint_tensors(merged).items():
+                self.assertEqual(headfile.read_bytes(info), headfile.read_bytes(tensors.pop(name)))
+            self.assertEqual(tensors, {})
 
 
 if __name__ == "__main__":

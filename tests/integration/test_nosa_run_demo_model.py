@@ -96,6 +96,26 @@ class TestDemoModel(unittest.TestCase):
         per_token = result["log_likelihood"] - prompt["log_likelihood"]
         self.assertLess(abs(per_token) / (result["tokens"] - 1), 0.02)
 
+    @unittest.skipIf(SANITIZED, "thousands of tokens take minutes")
+    def test_score_nosa_with_the_models_head_is_near_full(self) -> None:
+        """3000 tokens, of which the last thousand read 32 of up to 48 blocks: the head's biases and
+        its order are at work, and cost little."""
+        text = golden("long")["chat"][-1]["content"] + "\n\n" + golden("medium")["text"]
+        results = {}
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            for mode in ("full", "infllmv2", "nosa"):
+                flags = ["--model", MODEL, "--score", file.name, "--attention", mode]
+                results[mode] = run_json(*flags)
+        tokens = results["nosa"]["tokens"]
+        self.assertGreater(tokens, 2900)
+        each = {mode: row["log_likelihood"] / (tokens - 1) for mode, row in results.items()}
+        print(f"# log-likelihood per token of {tokens}: {each}")
+        self.assertEqual(len(set(each.values())), 3)
+        self.assertLess(abs(each["nosa"] - each["full"]), 0.02)
+        self.assertLess(abs(each["nosa"] - each["infllmv2"]), 0.02)
+
     def test_sampled_text_repeats_with_its_seed(self) -> None:
         """The same seed on one thread and two."""
         flags = ["--model", MODEL, "--prompt", "Once upon a time", "--max-tokens", 24]

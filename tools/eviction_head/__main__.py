@@ -65,7 +65,7 @@ def fit(arguments: argparse.Namespace) -> None:
         )
     model = Llama.load(arguments.model, device or torch.device("cpu"))
     if device is None:
-        seconds = fitting.cpu_estimate(model, options)
+        seconds = fitting.cpu_estimate(model, options, fitting.cpu_rate())
         raise ToolError(
             "no GPU: on this CPU the fit would take about "
             f"{fitting.duration(seconds)}; --device cpu does it all the same"
@@ -86,6 +86,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     import torch
 
     import evaluate as scoring
+    import fit as fitting
     import study
     import texts
     from llama import Llama
@@ -97,9 +98,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
     chosen = texts.windows_of(
         corpus, arguments.part, arguments.length, arguments.of_a_kind, arguments.of_a_document
     )
-    model = Llama.load(arguments.model, device_of(arguments.device) or torch.device("cpu"))
+    device = device_of(arguments.device)
+    model = Llama.load(arguments.model, device or torch.device("cpu"))
     head = study.head_of_file(arguments.head, model) if arguments.head else model.own_head()
     cases = scoring.standard_cases(model, head, model.sizes)
+    if device is None:
+        each = fitting.cpu_estimate_of_pass(model, arguments.length, fitting.cpu_rate())
+        seconds = each * len(cases) * len(chosen)
+        raise ToolError(
+            f"no GPU: on this CPU {len(cases)} cases on {len(chosen)} windows would take about "
+            f"{fitting.duration(seconds)}; --device cpu does it all the same"
+        )
     rows = []
     for number, (_, _, ids) in enumerate(chosen):
         tensor = torch.as_tensor(ids.astype(np.int64), device=model.device)
@@ -133,8 +142,13 @@ def study_program(arguments: argparse.Namespace) -> None:
     """Runs a list of fits and scorings."""
     import study
 
+    device = device_of(arguments.device)
+    program = study.read_program(arguments.program)
+    study.check_program(program, arguments.program, arguments.output, arguments.model)
+    if device is None:
+        raise ToolError(study.cpu_refusal(program, arguments.model))
     study.run(
-        arguments.program, arguments.output, arguments.model, arguments.texts, arguments.seconds
+        program, arguments.output, arguments.model, arguments.texts, device, arguments.seconds
     )
 
 
@@ -232,6 +246,7 @@ def parse_arguments() -> argparse.Namespace:
     one.add_argument("--program", type=Path, required=True, metavar="FILE")
     one.add_argument("--output", type=Path, required=True, metavar="DIR")
     one.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
+    one.add_argument("--device", default="auto", help="cpu, or all GPUs of the machine")
     one = verb("report", report, "tables and pictures of a study", model=False)
     one.add_argument("--results", type=Path, required=True, metavar="DIR")
     one.add_argument("--pictures", type=Path, metavar="DIR", help="write SVG files there")

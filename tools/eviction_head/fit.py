@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pickle
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -298,6 +299,32 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+class HeldInterrupt:
+    """Holds SIGINT back until a step is done, so that its state can be kept; a second one does not
+    wait."""
+
+    def __init__(self) -> None:
+        """Nothing is held yet."""
+        self.seen = False
+        self.before: Any = None
+
+    def __enter__(self) -> HeldInterrupt:
+        """Takes the signal."""
+        self.before = signal.signal(signal.SIGINT, self.handle)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """Gives the signal back."""
+        signal.signal(signal.SIGINT, self.before)
+
+    def handle(self, number: int, frame: object) -> None:
+        """What the signal does."""
+        del number, frame
+        if self.seen:
+            raise KeyboardInterrupt
+        self.seen = True
+
+
 def run(
     fit: Fit, output: Path, base: str, every_seconds: float = 20.0, deadline: float = math.inf
 ) -> bool:
@@ -306,11 +333,25 @@ def run(
     if path.exists():
         load_state(fit, path, base)
         print(f"fit: going on from step {fit.step} of {fit.options.steps}", file=sys.stderr)
+    with HeldInterrupt() as interrupt:
+        if not advance_to_end(fit, path, base, every_seconds, deadline, interrupt):
+            return False
+    path.unlink(missing_ok=True)
+    return True
+
+
+def advance_to_end(
+    fit: Fit, path: Path, base: str, every_seconds: float, deadline: float, interrupt: HeldInterrupt
+) -> bool:
+    """The steps of a fit that are left, with progress; False when the deadline came first. State is
+    kept every so often, and at the deadline or an interruption."""
     begun, before, saved, told = time.monotonic(), fit.seconds, time.monotonic(), 0.0
     first = fit.step
     while fit.step < fit.options.steps:
-        if time.monotonic() > deadline:
+        if interrupt.seen or time.monotonic() > deadline:
             save_state(fit, path, base)
+            if interrupt.seen:
+                raise KeyboardInterrupt
             return False
         loss = fit.advance()
         now = time.monotonic()
@@ -331,7 +372,6 @@ def run(
         if now - saved > every_seconds:
             saved = now
             save_state(fit, path, base)
-    path.unlink(missing_ok=True)
     return True
 
 
@@ -356,16 +396,30 @@ def draw_curve(fit: Fit, path: Path) -> None:
     )
 
 
-def cpu_estimate(model: Llama, options: Options) -> float:
-    """Seconds that the CPU would take, from the rate of its matrix products."""
+def cpu_rate() -> float:
+    """Operations a second of this CPU's matrix products."""
     square = torch.randn(1024, 1024)
     torch.mm(square, square)
     begun = time.monotonic()
     for _ in range(5):
         torch.mm(square, square)
-    rate = 5 * 2 * 1024**3 / (time.monotonic() - begun)
+    return 5 * 2 * 1024**3 / (time.monotonic() - begun)
+
+
+def pass_costs(model: Llama, length: int) -> tuple[int, int]:
+    """Operations of one forward pass over a window: products with weights, and attention."""
     weights = sum(tensor.numel() for tensor in model.tensors.values())
-    dense = 2 * weights * options.length * 3
-    attention = model.layers * model.heads * options.length**2 * model.head_dim * 4 * 4
+    return 2 * weights * length, model.layers * model.heads * length**2 * model.head_dim * 4
+
+
+def cpu_estimate(model: Llama, options: Options, rate: float) -> float:
+    """Seconds that a fit would take on a CPU of this rate: teacher, student and gradient."""
+    dense, attention = pass_costs(model, options.length)
     logits = 60 * options.length * model.output.shape[0]
-    return options.steps * (dense + attention + logits) / rate * 2
+    return options.steps * (3 * dense + 4 * attention + logits) / rate * 2
+
+
+def cpu_estimate_of_pass(model: Llama, length: int, rate: float) -> float:
+    """Seconds that scoring one case on one window would take on a CPU of this rate."""
+    dense, attention = pass_costs(model, length)
+    return (dense + attention + 20 * length * model.output.shape[0]) / rate * 2

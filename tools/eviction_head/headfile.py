@@ -76,6 +76,48 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def check_weights(directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose config or tensors are not those of a whole Llama decoder."""
+    for key in ("vocab_size", "intermediate_size", "rms_norm_eps"):
+        if isinstance(config.get(key), bool) or not isinstance(config.get(key), (int, float)):
+            raise ToolError(f"{directory / 'config.json'}: {key} is missing or not a number")
+    found = checkpoint_tensors(directory)
+    for name, shape in weight_shapes(config).items():
+        if name not in found:
+            raise ToolError(f"{directory}: tensor {name} is missing")
+        if found[name].shape != shape:
+            raise ToolError(
+                f"{directory}: tensor {name} has shape {list(found[name].shape)}, config.json "
+                f"asks for {list(shape)}"
+            )
+
+
+def weight_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a Llama decoder's weights, without biases and head."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries = config["num_attention_heads"] * head_dim
+    keys = config["num_key_value_heads"] * head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config.get("tie_word_embeddings", False):
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        shapes[prefix + "input_layernorm.weight"] = (hidden,)
+        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        shapes[prefix + "self_attn.q_proj.weight"] = (queries, hidden)
+        shapes[prefix + "self_attn.k_proj.weight"] = (keys, hidden)
+        shapes[prefix + "self_attn.v_proj.weight"] = (keys, hidden)
+        shapes[prefix + "self_attn.o_proj.weight"] = (hidden, queries)
+        shapes[prefix + "mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[prefix + "mlp.up_proj.weight"] = (inner, hidden)
+        shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
+    return shapes
+
+
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Tensors and metadata of a safetensors file."""
     try:

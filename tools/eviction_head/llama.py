@@ -109,6 +109,7 @@ class Llama:
     def load(directory: Path, device: torch.device) -> Llama:
         """Reads a Hugging Face directory."""
         config = headfile.read_config(directory)
+        headfile.check_weights(directory, config)
         tensors = {}
         types = set()
         for name, info in headfile.checkpoint_tensors(directory).items():

@@ -13,8 +13,9 @@ haystack, for as many processes.
 A case is {"name", "head": NAME of a fit or a head file, "no_bias", "score", "order", "full",
 "half", "sizes": {...}}, all but the name optional (llama.Plan; half: attention in bfloat16).
 Jobs are taken in order by the processes; one waits until the fits that its cases name are
-there, and is left out when the time left is less than its "seconds". What is there already is not
-done again.
+there, and is left out when the time left is less than its "seconds" or a fit that it needs failed
+or was left out. A job that failed does not stop the others, but the study then ends as failed. What
+is there already is not done again; what failed is.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import sys
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,17 @@ from errors import ToolError
 from heads import FixedHead, Head
 from llama import Llama, LowRank, Plan
 from selection import Sizes
+
+RESULTS = (".json", ".pt")
+"""What a job that was done leaves: a score or probe, a fit."""
+FAILED, LEFT_OUT = ".failed", ".left-out"
+"""Marks of jobs without a result; a later run of the program forgets them."""
+KEYS_OF_A_JOB = {
+    "fit": (),
+    "score": ("part", "cases"),
+    "probe": ("part", "cases", "haystacks"),
+}
+"""What a job of each kind must say besides its name."""
 
 
 class Worker:
@@ -193,47 +206,60 @@ class Worker:
 
     def run(self) -> None:
         """Takes jobs until none is left."""
-        waiting = [job for job in self.program["jobs"]]
+        waiting = list(self.program["jobs"])
         while waiting:
-            job = next((j for j in waiting if self.ready(j)), None)
+            waiting = [job for job in waiting if not self.claimed(job) and not self.dropped(job)]
+            job = next((job for job in waiting if self.ready(job)), None)
             if job is None:
                 if time.monotonic() > self.deadline:
                     return
                 time.sleep(0.2)
-                waiting = [j for j in waiting if not self.claimed(j)]
                 continue
             waiting.remove(job)
             if self.deadline - time.monotonic() < job.get("seconds", 0):
                 self.say(f"{job['name']}: left out")
-                continue
-            if not self.claim(job):
-                continue
-            begun = time.monotonic()
-            try:
-                {"fit": self.fit, "score": self.score, "probe": self.probe}[job["kind"]](job)
-                self.say(f"{job['name']}: {time.monotonic() - begun:.1f} s")
-            except Exception:  # pylint: disable=broad-except
-                self.say(f"{job['name']}: failed\n{traceback.format_exc()}")
-            torch.cuda.empty_cache()
+                mark(self.folder, job["name"], LEFT_OUT)
+            elif self.claim(job):
+                self.work(job)
 
-    def needs(self, job: dict[str, Any]) -> list[Path]:
-        """The fits that a job waits for."""
-        names = {entry.get("head") for entry in job.get("cases", [])} - {None}
-        return [self.folder / f"{name}.pt" for name in names if not name.endswith(".safetensors")]
+    def work(self, job: dict[str, Any]) -> None:
+        """Does a job; when it fails, says so and leaves a mark."""
+        begun = time.monotonic()
+        try:
+            {"fit": self.fit, "score": self.score, "probe": self.probe}[job["kind"]](job)
+            self.say(f"{job['name']}: {time.monotonic() - begun:.1f} s")
+        except ToolError as error:
+            self.say(f"{job['name']}: failed: {error}")
+            mark(self.folder, job["name"], FAILED)
+        except Exception:  # pylint: disable=broad-except
+            self.say(f"{job['name']}: failed\n{traceback.format_exc()}")
+            mark(self.folder, job["name"], FAILED)
+        torch.cuda.empty_cache()
 
     def ready(self, job: dict[str, Any]) -> bool:
-        """Whether a job can be done now."""
-        return not self.claimed(job) and all(path.exists() for path in self.needs(job))
+        """Whether the fits that a job needs are there."""
+        return all((self.folder / f"{name}.pt").exists() for name in fits_needed(job))
+
+    def dropped(self, job: dict[str, Any]) -> bool:
+        """Whether a job cannot be done any more, since a fit that it needs failed or was left out;
+        the first process to find that says so."""
+        if marked(self.folder, job["name"]):
+            return True
+        missing = [name for name in fits_needed(job) if marked(self.folder, name)]
+        if missing and mark(self.folder, job["name"], LEFT_OUT):
+            self.say(f"{job['name']}: left out, since there is no {missing[0]}")
+        return bool(missing)
 
     def claimed(self, job: dict[str, Any]) -> bool:
         """Whether another process has it, or it is done."""
-        names = (f"{job['name']}{suffix}" for suffix in (".claim", ".json", ".pt"))
+        names = (f"{job['name']}{suffix}" for suffix in (".claim", *RESULTS))
         return any((self.folder / name).exists() for name in names)
 
     def claim(self, job: dict[str, Any]) -> bool:
-        """Takes a job, unless another process was quicker."""
+        """Takes a job, unless another process was quicker; the file names the process."""
         try:
-            os.close(os.open(self.folder / f"{job['name']}.claim", os.O_CREAT | os.O_EXCL))
+            with (self.folder / f"{job['name']}.claim").open("x", encoding="utf-8") as file:
+                file.write(str(os.getpid()))
             return True
         except FileExistsError:
             return False
@@ -285,11 +311,29 @@ def head_metadata(base: str, model: Llama, fit: fitting.Fit) -> dict[str, str]:
     }
 
 
+def fits_needed(job: dict[str, Any]) -> list[str]:
+    """The names of the fits whose heads a job's cases use."""
+    names = {entry.get("head") for entry in job.get("cases", [])} - {None}
+    return sorted(name for name in names if not name.endswith(".safetensors"))
+
+
+def mark(folder: Path, name: str, suffix: str) -> bool:
+    """Leaves a mark on a job that gave no result; False when it has one."""
+    try:
+        (folder / f"{name}{suffix}").touch(exist_ok=False)
+        return True
+    except FileExistsError:
+        return False
+
+
+def marked(folder: Path, name: str) -> bool:
+    """Whether a job failed or was left out."""
+    return any((folder / f"{name}{suffix}").exists() for suffix in (FAILED, LEFT_OUT))
+
+
 def encoder(directory: Path):
     """Text to ids with a model's tokenizer."""
-    from tokenizers import Tokenizer  # pylint: disable=import-outside-toplevel
-
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer = texts.tokenizer_of(directory)
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
@@ -330,40 +374,138 @@ def write_json(path: Path, content: object) -> None:
     fresh.rename(path)
 
 
+def read_program(path: Path) -> dict[str, Any]:
+    """The program in a file, its shares made jobs."""
+    program = headfile.read_json(path)
+    jobs = program.get("jobs")
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise ToolError(f"{path}: not a program of a study (no list of jobs)")
+    for job in jobs:
+        if not isinstance(job.get("name"), str) or job.get("kind") not in KEYS_OF_A_JOB:
+            raise ToolError(f"{path}: a job has no name, or its kind is not fit, score or probe")
+        for key in KEYS_OF_A_JOB[job["kind"]]:
+            if key not in job:
+                raise ToolError(f"{path}: job {job['name']} has no {key}")
+        unknown = set(job.get("options", {})) - {field.name for field in fields(fitting.Options)}
+        if unknown:
+            raise ToolError(f"{path}: job {job['name']}: no option is named {min(unknown)}")
+        cases = job.get("cases", [])
+        if not isinstance(cases, list) or not all(
+            isinstance(case, dict) and isinstance(case.get("name"), str) for case in cases
+        ):
+            raise ToolError(f"{path}: job {job['name']}: a case has no name")
+        for case in cases:
+            if not isinstance(case.get("head") or "", str):
+                raise ToolError(f"{path}: job {job['name']}: the head of {case['name']} is no name")
+    program["jobs"] = expanded(jobs)
+    names = [job["name"] for job in program["jobs"]]
+    if len(set(names)) != len(names):
+        raise ToolError(f"{path}: two jobs have one name")
+    return program
+
+
+def check_program(program: dict[str, Any], path: Path, folder: Path, model: Path) -> None:
+    """Refuses cases whose head is neither fitted by the program, nor in the folder of results, nor
+    a head file of this model."""
+    headfile.read_config(model)
+    fits = {job["name"] for job in program["jobs"] if job["kind"] == "fit"}
+    for job in program["jobs"]:
+        for name in fits_needed(job):
+            if name not in fits and not (folder / f"{name}.pt").is_file():
+                raise ToolError(f"{path}: job {job['name']}: no fit is named {name}")
+    cases = [case for job in program["jobs"] for case in job.get("cases", [])]
+    heads = {case.get("head") for case in cases} - {None}
+    for name in sorted(name for name in heads if name.endswith(".safetensors")):
+        headfile.check_head(headfile.read_head(Path(name)), Path(name), model)
+
+
+def cpu_refusal(program: dict[str, Any], directory: Path) -> str:
+    """What to say where there is no GPU: how long the program's parts would take."""
+    model = Llama.load(directory, torch.device("cpu"))
+    length, rate = program.get("length", 8192), fitting.cpu_rate()
+    fits = [job for job in program["jobs"] if job["kind"] == "fit"]
+    seconds = 0.0
+    for job in fits:
+        options = fitting.Options(**{"length": length, **job.get("options", {})})
+        seconds += fitting.cpu_estimate(model, options, rate)
+    each = fitting.duration(fitting.cpu_estimate_of_pass(model, length, rate))
+    return (
+        f"no GPU: on this CPU the fits ({len(fits)}) would take about "
+        f"{fitting.duration(seconds)}, and every case of every window about {each}; "
+        "--device cpu does it all the same"
+    )
+
+
 def _work(
     program: dict[str, Any], folder: Path, model: Path, source: Path, device: str, deadline: float
 ) -> None:
     """A worker process."""
     torch.set_num_threads(2)
-    Worker(program, folder, model, source, device, deadline).run()
-
-
-def run(path: Path, folder: Path, model: Path, source: Path, seconds: float = math.inf) -> None:
-    """Runs a program with `workers` processes a GPU, or one on the CPU."""
     try:
-        program = json.loads(path.read_text(encoding="utf-8"))
-        program["jobs"] = expanded(program["jobs"])
-        names = [job["name"] for job in program["jobs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ToolError(f"{path}: not a program of a study ({error})") from error
-    if len(set(names)) != len(names):
-        raise ToolError(f"{path}: two jobs have one name")
-    headfile.read_config(model)
-    folder.mkdir(parents=True, exist_ok=True)
+        Worker(program, folder, model, source, device, deadline).run()
+    except ToolError as error:
+        print(f"eviction_head: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _clear(folder: Path) -> None:
+    """Forgets what an earlier run left without a result."""
+    for suffix in (FAILED, LEFT_OUT):
+        for path in folder.glob(f"*{suffix}"):
+            path.unlink()
     for claim in folder.glob("*.claim"):
-        if not any(claim.with_suffix(suffix).exists() for suffix in (".json", ".pt")):
+        if not any(claim.with_suffix(suffix).exists() for suffix in RESULTS):
             claim.unlink()
+
+
+def wait_for(workers: list[Any], folder: Path) -> None:
+    """Waits for all processes. What one had taken when it died counts as failed, so that the others
+    do not wait for it."""
+    try:
+        waiting = list(workers)
+        while waiting:
+            multiprocessing.connection.wait([worker.sentinel for worker in waiting])
+            for worker in [worker for worker in waiting if worker.exitcode is not None]:
+                waiting.remove(worker)
+                for claim in folder.glob("*.claim"):
+                    taken = claim.read_text(encoding="utf-8") == str(worker.pid)
+                    done = any(claim.with_suffix(suffix).exists() for suffix in RESULTS)
+                    if taken and not done:
+                        mark(folder, claim.stem, FAILED)
+    finally:
+        for worker in workers:
+            if worker.exitcode is None:
+                worker.terminate()
+
+
+def run(
+    program: dict[str, Any],
+    folder: Path,
+    model: Path,
+    source: Path,
+    device: torch.device,
+    seconds: float = math.inf,
+) -> None:
+    """Runs a program with `workers` processes a GPU, or one on the CPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
     deadline = time.monotonic() + seconds
-    count = torch.cuda.device_count()
-    devices = [f"cuda:{number}" for number in range(count)] * program.get("workers", 1) or ["cpu"]
+    devices = ["cpu"]
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        devices = [f"cuda:{number}" for number in range(count)] * program.get("workers", 1)
     context = multiprocessing.get_context("spawn")
     workers = [
-        context.Process(target=_work, args=(program, folder, model, source, device, deadline))
-        for device in devices
+        context.Process(target=_work, args=(program, folder, model, source, name, deadline))
+        for name in devices
     ]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    wait_for(workers, folder)
+    failed = sorted(path.stem for path in folder.glob(f"*{FAILED}"))
+    if failed:
+        raise ToolError(f"failed: {', '.join(failed)}; the messages are above")
     if any(worker.exitcode != 0 for worker in workers):
         raise ToolError("a process of the study failed; its messages are above")

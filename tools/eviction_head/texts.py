@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -88,16 +90,27 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_folder(folder: Path, model: Path) -> Corpus:
-    """Reads and tokenises a folder of texts with the tokenizer of a model directory."""
+def tokenizer_of(model: Path):
+    """The tokenizer of a model directory."""
     from tokenizers import Tokenizer  # pylint: disable=import-outside-toplevel
 
+    path = model / "tokenizer.json"
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ToolError(f"{path}: {error.strerror}") from error
+    except Exception as error:  # the library raises no narrower one
+        raise ToolError(f"{path}: not a tokenizer ({' '.join(str(error).split())})") from error
+
+
+def read_folder(folder: Path, model: Path) -> Corpus:
+    """Reads and tokenises a folder of texts with the tokenizer of a model directory."""
     if not folder.is_dir():
         raise ToolError(f"{folder} is not a directory")
     paths = sorted(folder.rglob("*.txt"))
     if not paths:
         raise ToolError(f"{folder} holds no .txt file")
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer = tokenizer_of(model)
     wide = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     groups: dict[str, list[Path]] = {}
     for path in paths:
@@ -133,7 +146,9 @@ def read_packed(path: Path) -> Corpus:
             documents.append(Document(name, kind, part, ids[start : start + count]))
             start += count
         return Corpus(documents, about["tokenizer_sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise ToolError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, LookupError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         raise ToolError(f"{path}: not a packed corpus ({error})") from error
 
 
