@@ -26,10 +26,15 @@ enum nosa_status bench_extents(const struct nosa_flags *flags, struct nosa_error
 enum nosa_status bench_tiers(const struct nosa_flags *flags, struct nosa_error *error);
 enum nosa_status bench_policy(const struct nosa_flags *flags, struct nosa_error *error);
 enum nosa_status bench_quality(const struct nosa_flags *flags, struct nosa_error *error);
+enum nosa_status bench_rpc(const struct nosa_flags *flags, struct nosa_error *error);
 
 /* The flags that only `quality` has. */
 extern const struct nosa_flag bench_quality_flags[];
 extern const size_t bench_quality_flag_count;
+
+/* The flags that only `rpc` has. */
+extern const struct nosa_flag bench_rpc_flags[];
+extern const size_t bench_rpc_flag_count;
 
 /* ---- limits.c ---- */
 

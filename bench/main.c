@@ -119,59 +119,73 @@ static const struct subcommand {
      " threads json model prefill-chunk texts modes sizes window windows documents tasks haystacks "
      "agree-every seed ",
      bench_quality},
+    {"rpc",
+     " threads json address kind at-once seconds payload-bytes interval-us tls-cert tls-key "
+     "tls-ca ",
+     bench_rpc},
 };
 
-/* What the command line asks for in vain is refused; the environment may serve several programs. */
-static enum nosa_status check_flags(const struct nosa_flags *flags,
-                                    const struct subcommand *subcommand, struct nosa_error *error)
+static enum nosa_status check_flag(const struct nosa_flags *flags,
+                                   const struct subcommand *subcommand, const char *name,
+                                   struct nosa_error *error)
 {
-    const size_t shared = sizeof flag_table / sizeof *flag_table;
-    for (size_t i = 0; i < shared + bench_quality_flag_count; i++) {
-        const char *name = i < shared ? flag_table[i].name : bench_quality_flags[i - shared].name;
-        char word[40];
-        snprintf(word, sizeof word, " %s ", name);
-        if (!strstr(subcommand->takes, word) && nosa_flags_is_set(flags, name) &&
-            strncmp(nosa_flags_source(flags, name), "--", 2) == 0)
-            return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "--%s means nothing to '%s'", name,
-                                  subcommand->name);
-    }
+    char word[40];
+    snprintf(word, sizeof word, " %s ", name);
+    if (!strstr(subcommand->takes, word) && nosa_flags_is_set(flags, name) &&
+        strncmp(nosa_flags_source(flags, name), "--", 2) == 0)
+        return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "--%s means nothing to '%s'", name,
+                              subcommand->name);
     return NOSA_OK;
 }
 
-static enum nosa_status run(const struct nosa_flags *flags, struct nosa_error *error)
+/* What the command line asks for in vain is refused; the environment may serve several programs. */
+static enum nosa_status check_flags(const struct nosa_flags *flags,
+                                    const struct subcommand *subcommand,
+                                    const struct nosa_flag_table *flag_tables, size_t table_count,
+                                    struct nosa_error *error)
+{
+    for (size_t i = 0; i < table_count; i++)
+        for (size_t j = 0; j < flag_tables[i].count; j++)
+            NOSA_TRY(check_flag(flags, subcommand, flag_tables[i].flags[j].name, error));
+    return NOSA_OK;
+}
+
+static enum nosa_status run(const struct nosa_flags *flags, const struct nosa_flag_table *tables,
+                            size_t table_count, struct nosa_error *error)
 {
     const char *name = nosa_flags_positional(flags, 0);
     if (!name)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
                               "name what to measure: limits, kernels, model, batch, context, "
-                              "extents, tiers, policy or quality");
+                              "extents, tiers, policy, quality or rpc");
     const char *extra = nosa_flags_positional(flags, 1);
     if (extra && strcmp(name, "policy") != 0 && strcmp(name, "extents") != 0 &&
         strcmp(name, "tiers") != 0)
         return nosa_error_set(error, NOSA_INVALID_ARGUMENT, "'%s': %s takes no file", extra, name);
     for (size_t i = 0; i < sizeof subcommands / sizeof *subcommands; i++) {
         if (strcmp(subcommands[i].name, name) == 0) {
-            NOSA_TRY(check_flags(flags, &subcommands[i], error));
+            NOSA_TRY(check_flags(flags, &subcommands[i], tables, table_count, error));
             return subcommands[i].run(flags, error);
         }
     }
     return nosa_error_set(error, NOSA_INVALID_ARGUMENT,
                           "'%s' is not limits, kernels, model, batch, context, extents, tiers, "
-                          "policy or quality",
+                          "policy, quality or rpc",
                           name);
 }
 
 int main(int argc, char **argv)
 {
     const struct nosa_flag_table tables[] = {NOSA_FLAG_TABLE(flag_table),
-                                             {bench_quality_flags, bench_quality_flag_count}};
+                                             {bench_quality_flags, bench_quality_flag_count},
+                                             {bench_rpc_flags, bench_rpc_flag_count}};
     const struct nosa_flags_program program = {
         .name = "nosa-bench",
         .summary = "Measures the engine beside the limits of the machine.",
-        .usage =
-            "limits|kernels|model|batch|context|extents DIR|tiers DIR|policy FILE|quality [flags]",
+        .usage = "limits|kernels|model|batch|context|extents DIR|tiers DIR|policy FILE|quality|rpc "
+                 "[flags]",
         .tables = tables,
-        .table_count = 2,
+        .table_count = sizeof tables / sizeof *tables,
         .positional_max = 2,
     };
     struct nosa_error error = {0};
@@ -180,7 +194,7 @@ int main(int argc, char **argv)
     if (status == NOSA_OK && nosa_flags_action(flags) != NOSA_FLAGS_RUN)
         nosa_flags_print(flags, stdout);
     else if (status == NOSA_OK)
-        status = run(flags, &error);
+        status = run(flags, tables, sizeof tables / sizeof *tables, &error);
     nosa_flags_free(flags);
     if (status != NOSA_OK)
         fprintf(stderr, "nosa-bench: %s\n", error.text);

@@ -121,7 +121,7 @@ static void *ask(void *context)
         asker->looks++;
         nosa_interrupt_wake();
         struct timespec end;
-        clock_gettime(CLOCK_REALTIME, &end);
+        clock_gettime(CLOCK_MONOTONIC, &end);
         uint64_t ns = (uint64_t)end.tv_nsec + asker->interval_ms % 1000 * NOSA_NS_PER_MS;
         end.tv_sec += (time_t)(asker->interval_ms / 1000 + ns / NOSA_NS_PER_S);
         end.tv_nsec = (long)(ns % NOSA_NS_PER_S);
@@ -176,6 +176,16 @@ static enum nosa_status watch(struct asker *asker, uint64_t count, struct nosa_e
     }
 }
 
+/* Waits by a clock that nobody sets. */
+static void init_condition(pthread_cond_t *condition)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(condition, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 static int show_screen(struct nosa_connection *connection, const struct nosa_flags *flags,
                        struct nosa_error *error)
 {
@@ -184,10 +194,11 @@ static int show_screen(struct nosa_connection *connection, const struct nosa_fla
         .interval_ms = (uint32_t)(nosa_flags_double(flags, "interval") * 1000),
         .timeout_ms = nosa_connection_timeout_ms(flags, ASK_TIMEOUT_MS),
         .mutex = PTHREAD_MUTEX_INITIALIZER,
-        .changed = PTHREAD_COND_INITIALIZER,
     };
     pthread_t thread;
+    init_condition(&asker.changed);
     if (pthread_create(&thread, NULL, ask, &asker) != 0) {
+        pthread_cond_destroy(&asker.changed);
         nosa_error_set(error, NOSA_IO_ERROR, "no thread could be started");
         return NOSA_EXIT_FAILED;
     }
@@ -200,6 +211,7 @@ static int show_screen(struct nosa_connection *connection, const struct nosa_fla
     pthread_cond_signal(&asker.changed);
     pthread_mutex_unlock(&asker.mutex);
     pthread_join(thread, NULL);
+    pthread_cond_destroy(&asker.changed);
     int code = (int)nosa_exit_from_status(status);
     if (status == NOSA_OK && nosa_interrupt_signal()) {
         code = nosa_interrupt_exit_code();

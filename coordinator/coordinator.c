@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "generation_internal.h"
 #include "nosa_proto_descriptor_set.h"
 #include "rpc/address.h"
 #include "rpc/health.h"
@@ -171,13 +172,20 @@ static bool readyz(void *context, char reason[NOSA_HTTP_REASON_MAX])
     struct nosa_generation_table *table = &coordinator->table;
     pthread_mutex_lock(&table->mutex);
     bool full = table->waiting >= coordinator->options.queue_max;
+    bool no_bytes = table->prompt_bytes + sizeof(struct nosa_generation) >
+                    coordinator->options.prompts_bytes_max; /* not even the shortest prompt */
     pthread_mutex_unlock(&table->mutex);
     if (atomic_load(&coordinator->draining))
         snprintf(reason, NOSA_HTTP_REASON_MAX, "draining");
     else if (full)
         snprintf(reason, NOSA_HTTP_REASON_MAX, "the queue is full (--max-queue)");
+    else if (no_bytes)
+        snprintf(reason, NOSA_HTTP_REASON_MAX,
+                 "the prompts in flight take all that they may (--max-prompts-bytes)");
     else if (!nosa_registry_is_ready(coordinator->registry))
         snprintf(reason, NOSA_HTTP_REASON_MAX, "no worker is ready");
+    else if (!nosa_registry_has_room(coordinator->registry))
+        snprintf(reason, NOSA_HTTP_REASON_MAX, "every worker is full");
     return !reason[0];
 }
 

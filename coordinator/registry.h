@@ -259,6 +259,8 @@ struct nosa_kv_totals {
     uint64_t hits[NOSA_REGISTRY_TIERS_MAX];
     uint64_t gpu_to_host_bytes, host_to_gpu_bytes, host_to_nvme_bytes, nvme_to_host_bytes;
     uint64_t corrupt_blocks, recomputed_blocks;
+    uint64_t prefix_lookup_tokens, prefix_hit_tokens;
+    uint64_t evicted_blocks;
 };
 
 /* `usage`: of each tier, the share of the living workers' bytes that is used; 0 without one. */
@@ -267,6 +269,10 @@ void nosa_registry_kv(struct nosa_registry *registry, struct nosa_kv_totals *tot
 
 /* Whether any worker is READY. */
 bool nosa_registry_is_ready(struct nosa_registry *registry);
+
+/* Whether any worker is READY and not full, as far as is known: of the requests that it may hold,
+ * those in its batch and in its queue, some place is free. */
+bool nosa_registry_has_room(struct nosa_registry *registry);
 
 /* "READY", ...; never NULL. */
 const char *nosa_worker_state_name(Nosa__V1__WorkerState state);

@@ -75,14 +75,20 @@ static double count_recent(struct nosa_worker_state *state, uint64_t now)
     return state->window_streams + left * state->window_before;
 }
 
+/* Requests that the worker holds: as it said last and what was sent since, or ours. */
+static uint32_t count_streams(const struct nosa_worker_state *state)
+{
+    uint32_t reported = state->running + state->waiting + state->suspended + state->sent_streams;
+    return reported > state->streams ? reported : state->streams;
+}
+
 static struct nosa_route_candidate make_candidate(const struct nosa_registry *registry,
                                                   const struct nosa_pick *pick,
                                                   const struct nosa_worker *worker)
 {
     struct nosa_worker_state *state = worker->state;
-    uint32_t reported = state->running + state->waiting + state->suspended + state->sent_streams;
     struct nosa_route_candidate candidate = {
-        .streams = reported > state->streams ? reported : state->streams,
+        .streams = count_streams(state),
         .waiting = state->waiting + state->sent_streams,
         .recent = count_recent(state, nosa_registry_now_ns(registry)),
         .batch_max = state->batch_max,
@@ -303,6 +309,23 @@ bool nosa_registry_is_ready(struct nosa_registry *registry)
         ready = is_ready(registry->workers[i]);
     pthread_mutex_unlock(&registry->mutex);
     return ready;
+}
+
+static bool has_room(const struct nosa_worker *worker)
+{
+    const struct nosa_worker_state *state = worker->state;
+    uint64_t most = (uint64_t)state->batch_max + state->queue_max;
+    return is_ready(worker) && (most == 0 || count_streams(state) < most);
+}
+
+bool nosa_registry_has_room(struct nosa_registry *registry)
+{
+    bool room = false;
+    pthread_mutex_lock(&registry->mutex);
+    for (size_t i = 0; i < registry->count && !room; i++)
+        room = has_room(registry->workers[i]);
+    pthread_mutex_unlock(&registry->mutex);
+    return room;
 }
 
 void nosa_registry_kv(struct nosa_registry *registry, struct nosa_kv_totals *totals,

@@ -137,6 +137,10 @@ static void read_kv(struct nosa_kv_totals *total, struct nosa_kv_totals *seen,
     add_growth(&total->nvme_to_host_bytes, &seen->nvme_to_host_bytes, told->nvme_to_host_bytes);
     add_growth(&total->corrupt_blocks, &seen->corrupt_blocks, told->corrupt_blocks);
     add_growth(&total->recomputed_blocks, &seen->recomputed_blocks, told->recomputed_blocks);
+    add_growth(&total->prefix_lookup_tokens, &seen->prefix_lookup_tokens,
+               told->prefix_lookup_tokens);
+    add_growth(&total->prefix_hit_tokens, &seen->prefix_hit_tokens, told->prefix_hit_tokens);
+    add_growth(&total->evicted_blocks, &seen->evicted_blocks, told->evicted_blocks);
 }
 
 static void read_load(struct nosa_registry *registry, struct nosa_worker_state *state,

@@ -10,7 +10,9 @@
 #include "base/log.h"
 #include "generation_internal.h"
 
-#define OPERATOR_TEXT "ended by an operator" /* of a Run that CancelRun ended; cluster.proto */
+/* Words of a worker's own, by cluster.proto: a transport ends calls with the same codes. */
+#define OPERATOR_TEXT "ended by an operator" /* of a Run that CancelRun ended */
+#define FAILED_TEXT   "generation failed: "  /* how the text of one that failed begins */
 
 /* ---- tokens to the client ---- */
 
@@ -195,10 +197,20 @@ static bool on_message(void *context, struct nosa_rpc_stream *stream,
 
 /* ---- the end of a Run call ---- */
 
+/* The code, UNKNOWN for one that is not the worker's: a message that could not be read, a transport
+ * that failed. */
+static enum nosa_rpc_code code_of(const struct nosa_rpc_outcome *outcome)
+{
+    bool failed = strncmp(outcome->text, FAILED_TEXT, sizeof FAILED_TEXT - 1) == 0;
+    if (outcome->unreadable || (outcome->code == NOSA_RPC_INTERNAL && !failed))
+        return NOSA_RPC_UNKNOWN;
+    return outcome->code;
+}
+
 static void on_status(struct nosa_generation *g, const struct nosa_rpc_outcome *outcome)
 {
     char text[NOSA_RPC_TEXT_MAX];
-    switch (outcome->unreadable ? NOSA_RPC_UNKNOWN : outcome->code) {
+    switch (code_of(outcome)) {
     case NOSA_RPC_ABORTED: nosa_relay_lose_worker(g, NOSA_RELAY_DRAINED); break;
     case NOSA_RPC_FAILED_PRECONDITION: nosa_relay_lose_worker(g, NOSA_RELAY_REFUSED); break;
     case NOSA_RPC_RESOURCE_EXHAUSTED: nosa_relay_lose_worker(g, NOSA_RELAY_FULL); break;

@@ -71,6 +71,19 @@ static enum nosa_status add_transfer(struct nosa_telemetry *t, const char *from,
     return nosa_metrics_counter(t->metrics, &options, out, error);
 }
 
+static enum nosa_status add_kv_cache(struct nosa_telemetry *t, struct nosa_error *error)
+{
+    NOSA_TRY(counter(t, "nosa_kv_prefix_lookup_tokens_total",
+                     "Prompt tokens that were looked up in the prefix cache, all workers.", NULL,
+                     &t->kv_prefix_lookup_tokens, error));
+    NOSA_TRY(counter(t, "nosa_kv_prefix_hit_tokens_total",
+                     "Prompt tokens that were found in the prefix cache, all workers.", NULL,
+                     &t->kv_prefix_hit_tokens, error));
+    return counter(t, "nosa_kv_evicted_blocks_total",
+                   "Cached blocks that gave way in the first tier, all workers.", NULL,
+                   &t->kv_evicted_blocks, error);
+}
+
 static enum nosa_status add_kv(struct nosa_telemetry *t, struct nosa_error *error)
 {
     static const char *const tiers[] = {"gpu", "host", "nvme"};
@@ -143,6 +156,8 @@ enum nosa_status nosa_telemetry_create(struct nosa_telemetry **out, struct nosa_
         status = add_counters(telemetry, error);
     if (status == NOSA_OK)
         status = add_kv(telemetry, error);
+    if (status == NOSA_OK)
+        status = add_kv_cache(telemetry, error);
     if (status != NOSA_OK) {
         nosa_telemetry_free(telemetry);
         return status;
@@ -179,6 +194,9 @@ void nosa_telemetry_set_kv(struct nosa_telemetry *telemetry, const struct nosa_k
     raise_to(telemetry->kv_nvme_to_host, totals->nvme_to_host_bytes);
     raise_to(telemetry->kv_corrupt_blocks, totals->corrupt_blocks);
     raise_to(telemetry->kv_recomputed_blocks, totals->recomputed_blocks);
+    raise_to(telemetry->kv_evicted_blocks, totals->evicted_blocks);
+    raise_to(telemetry->kv_prefix_lookup_tokens, totals->prefix_lookup_tokens);
+    raise_to(telemetry->kv_prefix_hit_tokens, totals->prefix_hit_tokens);
 }
 
 static uint32_t second_of(uint64_t start_ns)

@@ -43,7 +43,8 @@ struct nosa_telemetry {
     struct nosa_counter *kv_hits[NOSA_REGISTRY_TIERS_MAX];
     struct nosa_gauge *kv_usage[NOSA_REGISTRY_TIERS_MAX];
     struct nosa_counter *kv_gpu_to_host, *kv_host_to_gpu, *kv_host_to_nvme, *kv_nvme_to_host;
-    struct nosa_counter *kv_corrupt_blocks, *kv_recomputed_blocks;
+    struct nosa_counter *kv_corrupt_blocks, *kv_recomputed_blocks, *kv_evicted_blocks;
+    struct nosa_counter *kv_prefix_lookup_tokens, *kv_prefix_hit_tokens;
     /* any thread */
     struct nosa_latency_ring ttft_ring;
     struct nosa_latency_ring inter_token_ring;

@@ -35,7 +35,8 @@ def deltas(
     """The Deltas of a generation, each token once, whatever becomes of a single coordinator.
 
     When a stream breaks, the request is sent again, to the next server, with the tokens that were
-    delivered and the seed that was in use: the rest is what would have come.
+    delivered and the seed that was in use: the rest is what would have come. A coordinator that
+    lost the connection alone may hold the request for a moment more: its id is "already running".
     """
     accepted, broken, attempt = False, 0.0, 0
     while True:
@@ -59,8 +60,13 @@ def deltas(
                     broken = time.monotonic()
                 if not accepted and (code not in ENDED_EARLY or attempt >= len(servers)):
                     raise
+                held = (
+                    not heard
+                    and code == grpc.StatusCode.INVALID_ARGUMENT
+                    and "is already running" in (error.details() or "")
+                )
                 if accepted and (
-                    code not in (ENDED_EARLY if heard else NOT_READY)
+                    not (held or code in (ENDED_EARLY if heard else NOT_READY))
                     or time.monotonic() - broken > patience_s
                 ):
                     raise

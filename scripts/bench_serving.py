@@ -215,8 +215,8 @@ def measure_rpc(setting: Setting) -> None:
     """What the transport gives when nothing is computed: the relay's ceiling."""
     report = setting.report
     report.title("the transport alone: empty calls and messages, directly and through a bare relay")
-    client = setting.programs.parent / "tests" / "rpc-bench"
-    if not client.exists():
+    client = str(setting.programs / "nosa-bench")
+    if not (setting.programs.parent / "tests" / "rpc-test-server").exists():
         report.say("not built: tests are off")
         return
     server, address = rpc_server(setting)
@@ -230,14 +230,14 @@ def measure_rpc(setting: Setting) -> None:
             with Others(server, relay) as others:
                 done = subprocess.run(
                     [
-                        client, "--address", to, "--kind", kind, "--at-once", at_once,
+                        client, "rpc", "--address", to, "--kind", kind, "--at-once", at_once,
                         "--seconds", "1.5",
                     ],
                     capture_output=True, text=True, check=False, timeout=60, env=environment(),
                 )  # fmt: skip
             found = re.search(r": (\d+)/s, latency us p50 (\d+)", done.stdout)
             if not found:
-                raise ToolError(f"rpc-bench: {done.stderr.strip()}")
+                raise ToolError(f"nosa-bench rpc: {done.stderr.strip()}")
             if kind == "unary":
                 report.figure(title, float(found[2]), "us", others.share)
             else:

@@ -207,6 +207,8 @@ class CoordinatorSlot:
         self.link = f"client-{self.name}"
         self.address = home.proxies.open(self.link)
         self.trouble = Trouble()
+        self.is_new = False
+        """It has taken another one's place, and workers have not joined it yet."""
         self.server: coordinator.Coordinator | None = None
         self.logs: list[list[str]] = []
         self.channel: grpc.Channel | None = None
@@ -226,6 +228,19 @@ class CoordinatorSlot:
             self.home.proxies.lead(slot.registry_links[self.number], self.server.port)
         self.channel = self.server.channel()
         self.admin = rpc.Service(self.channel, coordinator.ADMIN)
+
+    def restart(self, end: Callable[[], None], pause_s: float = 0) -> None:
+        """It ends so, another one takes its place, and the workers that are well join that."""
+        self.is_new = True
+        end()
+        time.sleep(pause_s)
+        self.start()
+        rpc.eventually(
+            lambda: all(self.states().get(w.name) == READY for w in self.home.workers
+                        if not w.trouble.active),
+            f"workers join {self.name}", PATIENCE_S,
+        )  # fmt: skip
+        self.is_new = False
 
     def kill(self) -> None:
         """SIGKILL."""

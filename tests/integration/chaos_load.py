@@ -1,15 +1,18 @@
 """Clients that check every token of a cluster under faults.
 
 A client goes on through another coordinator when its own dies, with what it has of the stream. It
-takes no other excuse: an error without a fault that explains it is a lost request.
+takes no other excuse: an error without a fault that explains it is a lost request, and so is one by
+which a coordinator that lives says that it has lost it.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 import traceback
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +67,11 @@ def draw_asks(seed: int, number: int, least: int, most: int) -> list[Ask]:
     return asks
 
 
+LOSSES = re.compile(r"no worker came within --worker-timeout|--replay-limit")
+UNREADY = re.compile(r"no worker (has joined|of model .* is ready)")
+"""What only a coordinator may say that workers have yet to join."""
+
+
 class LostError(AssertionError):
     """A request did not come to its end, or not to the right one."""
 
@@ -111,6 +119,7 @@ class Client:
         ]
         self.services = [rpc.Service(channel, coordinator.INFERENCE) for channel in self.channels]
         self.at = first % len(self.services)
+        self.excuses: Counter[str] = Counter()
 
     def close(self) -> None:
         """Hangs up."""
@@ -132,18 +141,21 @@ class Client:
         start = time.monotonic()
         self.at = (self.at + 1) % len(self.services)
         for number in range(1000):
-            trouble = self.home.coordinators[self.at].trouble
-            began = time.monotonic()
+            slot = self.home.coordinators[self.at]
+            began, was_new = time.monotonic(), slot.is_new
             try:
                 self.attempt(ask, answer, f"{name}-{number}" if name else "")
                 return answer
             except grpc.RpcError as error:
-                where = self.home.coordinators[self.at].name
-                text = f"{where}: {error.code()}: {error.details()} after {len(answer.ids)} tokens"
-                if error.code() not in (Code.UNAVAILABLE, Code.UNKNOWN, Code.INTERNAL):
+                said = f"{error.code()}: {error.details()}"
+                text = f"{slot.name}: {said} after {len(answer.ids)} tokens"
+                if error.code() != Code.UNAVAILABLE or LOSSES.search(said):
                     raise LostError(text) from error
-                if not trouble.since(began):
-                    raise LostError(f"{text}, and nothing was wrong with {where}") from error
+                if UNREADY.search(said) and not (was_new or slot.is_new):
+                    raise LostError(f"{text}, and {slot.name} is not new") from error
+                if not slot.trouble.since(began):
+                    raise LostError(f"{text}, and nothing was wrong with {slot.name}") from error
+                self.excuses[re.sub(r"[0-9]+", "N", said)[:60]] += 1
                 if time.monotonic() - start > STREAM_S:
                     raise LostError(f"{text}, for too long") from error
             answer.resumed += 1
@@ -167,6 +179,7 @@ class Load:
         self.done = 0
         self.resumed = 0
         self.longest_s = 0.0
+        self.excuses: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.threads = [
             threading.Thread(target=self.run, args=(number,)) for number in range(clients)
@@ -191,6 +204,8 @@ class Load:
                 with self.lock:
                     self.failures.append(f"client {number}, request {count}, ask {index}: {text}")
         client.close()
+        with self.lock:
+            self.excuses += client.excuses
 
     def note(self, index: int, answer: Answer, seconds: float) -> None:
         """Counts and compares an answer."""

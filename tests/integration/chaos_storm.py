@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rpc
-from chaos import PATIENCE_S, READY, Cluster, CoordinatorSlot, WorkerSlot
+from chaos import PATIENCE_S, Cluster, CoordinatorSlot, WorkerSlot
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,5 @@ class Storm:
 
     def end_coordinator(self, slot: CoordinatorSlot, strike: Strike) -> None:
         """Another one takes its place, and workers join it."""
-        if strike.kind == "kill coordinator":
-            slot.kill()
-        else:
-            slot.retire()
-        time.sleep(strike.seconds / 4)
-        slot.start()
-        rpc.eventually(
-            lambda: all(slot.states().get(w.name) == READY for w in self.home.workers
-                        if not w.trouble.active),
-            f"workers join {slot.name}", PATIENCE_S,
-        )  # fmt: skip
+        end = slot.kill if strike.kind == "kill coordinator" else slot.retire
+        slot.restart(end, strike.seconds / 4)

@@ -66,6 +66,7 @@ class Coordinator:
         self.known: set[tuple[str, int]] = set()
         self.prefixes: set[tuple[int, int]] = set()
         self.abort: grpc.StatusCode | None = None
+        self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.heartbeat_ms = heartbeat_ms
         self.drain = drain
         self.epoch = time.time_ns()
@@ -93,6 +94,8 @@ class Coordinator:
         self.asked += 1
         if self.garbage is not None:
             return self.garbage
+        if self.refusal is not None:
+            context.abort(*self.refusal)
         (self.joins if request.model.model_hash else self.starts).append(request)
         self.known.add((request.worker_id, request.incarnation))
         return JOINED(

@@ -122,7 +122,7 @@ class Worker:
     def __init__(self, coordinator: str, worker_id: str, **options: Any) -> None:
         """Serves on a free port and joins; options: model, hash, fingerprint, delay_s, files,
         spoilt_files, attention, context, sampling, queue_full, incarnation, batch, tops, protocol,
-        address (that it gives), threads, join (False: the test joins by itself)."""
+        address (that it gives), places (batch_max and queue_max), threads, join (False: the test joins by itself)."""
         self.id = worker_id
         self.options = options
         self.incarnation = options.get("incarnation") or time.time_ns()
@@ -163,7 +163,10 @@ class Worker:
     def join_request(self) -> Any:
         """What it says of itself."""
         tier = message("TierCapacity")(tier=1, bytes=1 << 20, blocks=256)
-        capacity = message("Capacity")(batch_max=32, queue_max=64, tensor_parallel=1, tiers=[tier])
+        batch_max, queue_max = self.options.get("places", (32, 64))
+        capacity = message("Capacity")(
+            batch_max=batch_max, queue_max=queue_max, tensor_parallel=1, tiers=[tier]
+        )
         model = self.options.get("model", "demo")
         card = message("ModelCard")(
             id=model,

@@ -9,12 +9,13 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
 import coordinator as cluster
 import rpc
 import tap
+from api_corpus import BAD_FLOATS, HEALTH, MUTATIONS, UINT32_MAX, Corpus, bad_floats
 from coordinator import Worker, message
 from coordinator_case import (
     CHAT,
@@ -26,52 +27,12 @@ from coordinator_case import (
     Case,
     Code,
 )
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-
-MUTATIONS = int(os.environ.get("NOSA_MUTATIONS", "150"))
-SERVICES = (cluster.INFERENCE, cluster.ADMIN, "nosa.cluster.v1.Registry", "grpc.health.v1.Health")
-BAD_FLOATS = (math.nan, math.inf, -math.inf, -1.0, -1e30, 1e30)
-UINT32_MAX = (1 << 32) - 1
-CALM = {
-    Code.OK,
-    Code.INVALID_ARGUMENT,
-    Code.NOT_FOUND,
-    Code.UNAVAILABLE,
-    Code.FAILED_PRECONDITION,
-    Code.ALREADY_EXISTS,
-    Code.ABORTED,
-    Code.RESOURCE_EXHAUSTED,
-    Code.DEADLINE_EXCEEDED,  # a watch, or a generation of a spoilt length
-    Code.UNIMPLEMENTED,  # a message that a mutation made a compressed one
-}
 
 
-def varint(value: int) -> bytes:
-    """As on the wire."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def strings_of(kind: Descriptor, path: str = "") -> Iterator[tuple[str, bytes]]:
-    """Each string field of a message, at any depth: its path and the bytes of a message in which it
-    is not UTF-8."""
-    for field in kind.fields:
-        name = f"{path}{field.name}" + ("[0]" if field.is_repeated else "")
-        tag = varint(field.number << 3 | 2)
-        if field.type == FieldDescriptor.TYPE_STRING:
-            yield name, tag + b"\x03a\xff\xfe"
-        elif field.type == FieldDescriptor.TYPE_MESSAGE:
-            for inner, data in strings_of(field.message_type, name + "."):
-                yield inner, tag + varint(len(data)) + data
-
-
-class Api(Case):
+class Api(Corpus, Case):
     """A coordinator and a worker."""
 
+    services = (cluster.INFERENCE, cluster.ADMIN, "nosa.cluster.v1.Registry", HEALTH)
     arguments = ("--worker-timeout", "30", "--max-prompt-bytes", "64K")
 
     def setUp(self) -> None:
@@ -84,42 +45,15 @@ class Api(Case):
         self.assertEqual(len(self.generate().ids), 10)
         self.wait_quiet()
 
-    def call(self, path: str, streams: bool = False, two_way: bool = False) -> Any:
-        """A method that takes and gives bytes."""
-        make = self.channel.unary_stream if streams else self.channel.unary_unary
-        if two_way:
-            make = self.channel.stream_stream
-        method = make(path, request_serializer=rpc.raw, response_deserializer=rpc.raw)
-        return (lambda sent, timeout: list(method(sent, timeout=timeout))) if streams else method
-
-    def methods(self) -> Iterator[tuple[str, Any, Any]]:
-        """Path, callable and request type of each method with one request."""
-        for service in SERVICES:
-            for method in rpc.POOL.FindServiceByName(service).methods:
-                path = f"/{service}/{method.name}"
-                yield path, self.call(path, method.server_streaming), method.input_type
-
     def test_strings(self) -> None:
         """Invalid UTF-8 in every string field of every request."""
-        seen = 0
-        for path, call, kind in self.methods():
-            for name, payload in strings_of(kind):
-                code, text = rpc.status_of(lambda: call(payload, timeout=PATIENCE_S))
-                self.assertEqual(code, Code.INVALID_ARGUMENT, f"{path} {name}")
-                self.assertEqual(text, f"{name}: not valid UTF-8 (at byte 1)", path)
-                seen += 1
-        self.assertGreater(seen, 20)
+        self.assertGreaterEqual(self.check_strings(), 39)
 
     def test_sampling(self) -> None:
         """NaN, infinities, negatives and too much in every number."""
-        for field in SAMPLING.DESCRIPTOR.fields:
-            if field.type != FieldDescriptor.TYPE_FLOAT:
-                continue
-            for value in BAD_FLOATS:
-                if value == -1 and field.name in ("presence_penalty", "frequency_penalty"):
-                    continue
-                sampling = SAMPLING(**{field.name: value})
-                self.refuse(Code.INVALID_ARGUMENT, f"sampling.{field.name}: ", sampling=sampling)
+        for field, value in bad_floats(SAMPLING()):
+            sampling = SAMPLING(**{field: value})
+            self.refuse(Code.INVALID_ARGUMENT, f"sampling.{field}: ", sampling=sampling)
         for field, value in (("top_p", 1.001), ("min_p", 1.001), ("temperature", 100.1)):
             sampling = SAMPLING(**{field: value})
             self.refuse(Code.INVALID_ARGUMENT, f"sampling.{field}: ", sampling=sampling)
@@ -211,7 +145,10 @@ class Api(Case):
             code, text = rpc.status_of(lambda: call(request, timeout=PATIENCE_S))
             self.assertEqual(code, Code.RESOURCE_EXHAUSTED)
             self.assertIn("--max-prompt-bytes", text)
-        self.refuse(Code.RESOURCE_EXHAUSTED, "", text="x" * (100 << 20))
+        count = 100 << 20
+        whole = REQUEST(text="x" * count, max_tokens=10).ByteSize()
+        words = f"Received message larger than max ({whole} vs. "
+        self.refuse(Code.RESOURCE_EXHAUSTED, words, text="x" * count)
         many = b"\x2a\x00" * (1 << 20)  # a million empty chats in one request
         call = self.call(f"/{cluster.INFERENCE}/Generate", streams=True)
         code, _ = rpc.status_of(lambda: call(many, timeout=PATIENCE_S))
@@ -306,7 +243,6 @@ class Api(Case):
 
     def test_mutated_messages(self) -> None:
         """Random bytes and mutations of whole messages, for each method."""
-        draw = random.Random(17)
         sampling = SAMPLING(temperature=1, top_p=0.5, seed=3)
         seeds = {
             "GenerateRequest": REQUEST(
@@ -320,32 +256,13 @@ class Api(Case):
             "DetokenizeRequest": rpc.message("nosa.v1.DetokenizeRequest")(token_ids=range(200)),
         }  # fmt: skip
         seeds["JoinRequest"].worker_id = "w9"
-        codes: dict[Code, int] = {}
-        for path, call, kind in self.methods():
-            seed = seeds.get(kind.name)
-            whole = seed.SerializeToString() if seed else b"\x0a\x04seed\x10\x01"
-            for number in range(MUTATIONS if "Watch" not in path else 5):
-                payload = self.mutate(draw, whole, number)
-                patience_s = 0.2 if "Watch" in path else 2
-                code, text = rpc.status_of(lambda: call(payload, timeout=patience_s))
-                self.assertIn(code, CALM, f"{path} {payload!r}: {text}")
-                if code == Code.INVALID_ARGUMENT:
-                    self.assertRegex(text, r"^([a-z_.0-9\[\]]+: |not a well-formed \w+ message)")
-                codes[code] = codes.get(code, 0) + 1
+        codes = sum(self.check_mutated(seeds).values(), Counter())
         self.assertGreater(codes[Code.INVALID_ARGUMENT], MUTATIONS)
         self.assertGreater(codes[Code.OK], 10)
 
-    @staticmethod
-    def mutate(draw: random.Random, whole: bytes, number: int) -> bytes:
-        """Random bytes, or a message with some changed, cut or said twice."""
-        if number % 4 == 0:
-            return draw.randbytes(draw.randrange(200))
-        spoilt = bytearray(whole)
-        for _ in range(draw.randrange(1, 4)):
-            spoilt[draw.randrange(len(spoilt))] = draw.randrange(256)
-        if number % 4 == 1:
-            return bytes(spoilt[: draw.randrange(len(spoilt) + 1)])
-        return bytes(spoilt) + whole if number % 4 == 2 else bytes(spoilt)
+    def test_mutated_reflection(self) -> None:
+        """Spoilt questions on its streams."""
+        self.check_mutated_streams()
 
     def test_port_of_garbage(self) -> None:
         """Bytes that are no gRPC, and connections that stay half open."""

@@ -141,6 +141,36 @@ class Lies(Case):
 
         self.check_lie(lie)
 
+    def test_internal_of_the_transport(self) -> None:
+        """INTERNAL in words that are not the worker's: the stream goes on elsewhere."""
+        liar = self.worker("liar", delay_s=0)
+
+        def broken(request: Any, context: Any) -> Iterator[Any]:
+            yield EVENT(started=STARTED())
+            yield self.tokens(0, 5)
+            context.abort(Code.INTERNAL, "Received RST_STREAM with error code 2")
+
+        liar.events = broken
+        call = self.start(max_tokens=COUNT)
+        rpc.eventually(lambda: liar.requests, "it runs there", PATIENCE_S)
+        honest = self.worker("honest", delay_s=0)
+        self.assertEqual(Answer(call).ids, output_of(list(b"hello"), COUNT))
+        self.assertEqual(len(honest.requests), 1)
+
+    def test_internal_of_the_worker(self) -> None:
+        """INTERNAL in the worker's own words: the generation ends, and another one is not tried."""
+        worker, other = self.worker("w0", delay_s=0), self.worker("w1", delay_s=0)
+
+        def failed(request: Any, context: Any) -> Iterator[Any]:
+            yield EVENT(started=STARTED())
+            context.abort(Code.INTERNAL, "generation failed: no finite numbers")
+
+        worker.events = other.events = failed
+        code, text = rpc.status_of(lambda: list(self.start(max_tokens=COUNT)))
+        self.assertEqual(code, Code.INTERNAL)
+        self.assertIn("no finite numbers", text)
+        self.assertEqual(len(worker.requests) + len(other.requests), 1)
+
     def test_overlap_is_passed_over(self) -> None:
         """Tokens that come twice are delivered once; what is unknown in an event is passed over."""
         liar = self.worker("w0", delay_s=0)

@@ -148,13 +148,19 @@ class Metrics(Case):
         one, two = self.worker("w0"), self.worker("w1")
         hits = 'nosa_kv_block_hits_total{tier="host"}'
         one.kv = kv(host_hits=10, nvme_to_host_bytes=100, corrupt_blocks=1, recomputed_blocks=2)
-        two.kv = kv(host_hits=5, host_to_nvme_bytes=7)
+        two.kv = kv(
+            host_hits=5, host_to_nvme_bytes=7, prefix_lookup_tokens=640, prefix_hit_tokens=128,
+            evicted_blocks=3,
+        )  # fmt: skip
         one.used_bytes = 1 << 19
         rpc.eventually(lambda: self.metric(hits) == 15, "both are counted", PATIENCE_S)
         self.assertEqual(self.metric('nosa_kv_transfer_bytes_total{from="nvme",to="host"}'), 100)
         self.assertEqual(self.metric('nosa_kv_transfer_bytes_total{from="host",to="nvme"}'), 7)
         self.assertEqual(self.metric("nosa_kv_corrupt_blocks_total"), 1)
         self.assertEqual(self.metric("nosa_kv_recomputed_blocks_total"), 2)
+        self.assertEqual(self.metric("nosa_kv_prefix_lookup_tokens_total"), 640)
+        self.assertEqual(self.metric("nosa_kv_prefix_hit_tokens_total"), 128)
+        self.assertEqual(self.metric("nosa_kv_evicted_blocks_total"), 3)
         self.assertEqual(self.metric('nosa_kv_usage_ratio{tier="gpu"}'), 0.25)
         one.kv = kv(host_hits=12, nvme_to_host_bytes=100, corrupt_blocks=1, recomputed_blocks=2)
         rpc.eventually(lambda: self.metric(hits) == 17, "growth is added", PATIENCE_S)
@@ -183,15 +189,53 @@ class RealWorker(Case):
                 self.assertGreater(hits, 0)
                 rpc.eventually(lambda: self.metric(name) == hits, "it was told", PATIENCE_S)
                 self.assertEqual(worker.metric(name), hits)
+                lookups = "nosa_kv_prefix_lookup_tokens_total"
+                self.assertGreater(worker.metric(lookups), 0)
+                self.assertEqual(self.metric(lookups), worker.metric(lookups))
                 ratio = 'nosa_kv_usage_ratio{tier="gpu"}'
                 self.assertGreater(self.metric(ratio), 0)
                 self.assertAlmostEqual(self.metric(ratio), worker.metric(ratio), 6)
+
+
+class PromptBytes(Case):
+    """A coordinator that may hold few bytes of prompts."""
+
+    arguments = ("--worker-timeout", "1", "--max-prompts-bytes", "8192")
+
+    def test_not_ready_without_bytes(self) -> None:
+        """One request takes nearly all bytes, and gives them back."""
+        self.worker(delay_s=0.05)
+        self.assertEqual(self.get("readyz"), (200, "ok\n"))
+        for size in range(8192, 0, -64):  # what a request takes beside its text is not told
+            call = self.start(text="x" * size, max_tokens=5000)
+            if rpc.status_of(lambda stream=call: next(stream))[0] == Code.OK:
+                break
+        code, text = self.get("readyz")
+        self.assertEqual(code, 503)
+        self.assertIn("--max-prompts-bytes", text)
+        self.refuse(Code.RESOURCE_EXHAUSTED, "--max-prompts-bytes")
+        call.cancel()
+        self.wait_quiet()
+        self.assertEqual(self.get("readyz"), (200, "ok\n"))
 
 
 class Probes(Case):
     """/healthz and /readyz."""
 
     arguments = ("--worker-timeout", "1", "--drain-timeout", "20")
+
+    def test_not_ready_when_every_worker_is_full(self) -> None:
+        """Places in the batch and in the queue of one worker; another one has some."""
+        self.worker("w0", places=(2, 1), delay_s=0.05)
+        calls = [self.start(max_tokens=10000) for _ in range(3)]
+        for call in calls:
+            next(call)
+        self.assertEqual(self.get("readyz"), (503, "every worker is full\n"))
+        self.worker("w1")
+        self.assertEqual(self.get("readyz"), (200, "ok\n"))
+        for call in calls:
+            call.cancel()
+        self.wait_quiet()
 
     def test_ready_with_a_worker(self) -> None:
         """Only while work would be taken."""

@@ -21,6 +21,12 @@ import grpc
 import rpc
 import tap
 from cluster import Coordinator, Worker
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from program import Checkpoint
 from worker_case import (
     DRAINED,
@@ -39,6 +45,8 @@ GENERATE = rpc.message("nosa.v1.GenerateRequest")
 IDS = rpc.message("nosa.v1.TokenIds")
 PRELOADS = not rpc.SANITIZED and Path(cluster.PRELOAD).exists()
 NO_PRELOAD = "nothing can be preloaded"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LOADING_MS = 3000
 SLOW_LOADING = {
     "LD_PRELOAD": cluster.PRELOAD,
@@ -112,6 +120,74 @@ class Life(Case):
         state = self.service.ResumeWorker(resume(incarnation=self.worker.incarnation))
         self.assertEqual(state.state, READY)
         self.assertEqual(self.run_one(prompt(13), 5, ignore_eos=True).wait().code, Code.OK)
+
+    def test_health_follows_drains(self) -> None:
+        """A stock client checks and watches: SERVING, NOT_SERVING from the drain to the resume, and
+        from SIGTERM on, while what runs goes on to its end."""
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        ask = health_pb2.HealthCheckRequest
+        watches = [
+            stub.Watch(ask(service=name), timeout=cluster.PATIENCE_S)
+            for name in ("", cluster.SERVICE)
+        ]
+        drain = rpc.message("nosa.cluster.v1.DrainWorkerRequest")
+        resume = rpc.message("nosa.cluster.v1.ResumeWorkerRequest")
+        incarnation = self.worker.incarnation
+
+        def check(status: int) -> None:
+            self.assertEqual([next(watch).status for watch in watches], [status, status])
+            for name in ("", cluster.SERVICE):
+                answer = stub.Check(ask(service=name), timeout=cluster.PATIENCE_S)
+                self.assertEqual(answer.status, status, name)
+
+        check(SERVING)
+        code, _ = rpc.status_of(lambda: stub.Check(ask(service="nosa.v1.Inference"), timeout=20))
+        self.assertEqual(code, Code.NOT_FOUND)
+        stream = self.run_one(prompt(17), 2000, ignore_eos=True)
+        stream.arrived.get(timeout=cluster.PATIENCE_S)
+        self.service.DrainWorker(drain(incarnation=incarnation, timeout_ms=600000))
+        check(NOT_SERVING)
+        self.service.ResumeWorker(resume(incarnation=incarnation))
+        check(SERVING)
+        self.worker.process.send_signal(signal.SIGTERM)
+        self.assertEqual([next(watch).status for watch in watches], [NOT_SERVING] * 2)
+        self.assertEqual((stream.wait().code, len(stream.tokens)), (Code.OK, 2000), stream.details)
+        self.assertEqual(self.worker.process.wait(cluster.PATIENCE_S), 0)
+        for watch in watches:
+            self.assertEqual(rpc.status_of(lambda w=watch: next(w))[0], Code.UNAVAILABLE)
+
+    def test_reflection_describes_the_worker(self) -> None:
+        """Both versions; the stock database finds its services, methods and messages."""
+        database = ProtoReflectionDescriptorDatabase(self.channel)
+        services = set(database.get_services())
+        versions = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
+        self.assertEqual(
+            services,
+            {cluster.SERVICE, "grpc.health.v1.Health"}
+            | {f"{version}.ServerReflection" for version in versions},
+        )
+        pool = descriptor_pool.DescriptorPool(database)
+        found = pool.FindServiceByName(cluster.SERVICE)
+        known = rpc.POOL.FindServiceByName(cluster.SERVICE)
+        self.assertEqual([m.name for m in found.methods], [m.name for m in known.methods])
+        for method, wanted in zip(found.methods, known.methods, strict=True):
+            for kind, other in ((method.input_type, wanted.input_type),
+                                (method.output_type, wanted.output_type)):  # fmt: skip
+                self.assertEqual(
+                    [(f.name, f.number, f.type) for f in kind.fields],
+                    [(f.name, f.number, f.type) for f in other.fields], kind.full_name,
+                )  # fmt: skip
+        request = reflection_pb2.ServerReflectionRequest
+        for version in versions:
+            call = self.channel.stream_stream(
+                f"/{version}.ServerReflection/ServerReflectionInfo",
+                request_serializer=request.SerializeToString,
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )
+            questions = [request(list_services=""), request(file_containing_symbol="no.Such")]
+            answers = list(call(iter(questions), timeout=cluster.PATIENCE_S))
+            listed = {service.name for service in answers[0].list_services_response.service}
+            self.assertEqual((listed, answers[1].error_response.error_code), (services, 5))
 
     def test_unresolvable_coordinator_is_named_once(self) -> None:
         """One line, and the worker serves all the same."""
@@ -319,6 +395,31 @@ class Names(ModelCase):
             liar.garbage = None
             rpc.eventually(lambda: liar.joins, "joined", cluster.PATIENCE_S)
             self.assertEqual(worker.stop(), 0)
+
+    def test_coordinator_of_another_protocol_is_said_once(self) -> None:
+        """It refuses to be joined: one line with its words, however often it is asked; the worker
+        serves, and joins once it is let."""
+        other = Coordinator()
+        self.addCleanup(other.stop)
+        words = "protocol: the worker (version 1) speaks 1, this coordinator 2"
+        other.refusal = (Code.FAILED_PRECONDITION, words)
+        worker = self.worker(other.address, "--id", "w1")
+        rpc.eventually(lambda: other.asked > 2, "asked again", 2 * cluster.PATIENCE_S)
+        named = [line for line in worker.lines if other.address in line and "join" in line]
+        self.assertEqual(len(named), 1, worker.lines)
+        self.assertTrue(
+            named[0].endswith(
+                f"coordinator {other.address}: cannot join: FAILED_PRECONDITION: {words}; "
+                "trying again"
+            ),
+            named,
+        )
+        self.assertEqual((other.joins, worker.get("readyz")[0]), ([], 200))
+        other.refusal = None
+        rpc.eventually(lambda: other.joins, "joined", cluster.PATIENCE_S)
+        worker.find(r"(joined coordinator)")
+        self.assertEqual(self.count(worker, words), 1, worker.lines)
+        self.assertEqual(worker.stop(), 0)
 
     def test_second_worker_of_an_id_waits(self) -> None:
         """Refused while the first one lives, in one line; in its place when that has died."""

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import unittest
 from pathlib import Path
+from typing import Any
 
 import cluster
 import rpc
@@ -187,16 +188,15 @@ class Probes(Case):
 class Logs(unittest.TestCase):
     """Lines of JSON."""
 
-    def test_each_names_worker_and_request(self) -> None:
-        """Every line is an object with the worker's id; that of a slow request says where its
-        time went, under its id."""
+    def lines_of_one(self, slow_s: str) -> list[dict[str, Any]]:
+        """Those of a worker's life with one request."""
         with tempfile.TemporaryDirectory() as folder:
             model = Checkpoint(Path(folder), MODEL).path
             coordinator = Coordinator()
             self.addCleanup(coordinator.stop)
             with Worker(
                 model, "--coordinator", coordinator.address, "--id", "w-7", "--log-format", "json",
-                "--slow-request", "0", "--max-context", 2048,
+                "--slow-request", slow_s, "--max-context", 2048,
             ) as worker:  # fmt: skip
                 rpc.eventually(lambda: coordinator.joins, "joined", cluster.PATIENCE_S)
                 worker.identify(coordinator.joins[0])
@@ -205,7 +205,12 @@ class Logs(unittest.TestCase):
                     list(rpc.Service(channel, cluster.SERVICE).Run(request))
                 worker.find("(request r-9)")
                 self.assertEqual(worker.stop(), 0)
-        lines = [json.loads(line) for line in worker.lines]
+        return [json.loads(line) for line in worker.lines]
+
+    def test_each_names_worker_and_request(self) -> None:
+        """Every line is an object with the worker's id; that of a slow request says where its
+        time went, under its id."""
+        lines = self.lines_of_one("0.000001")
         for line in lines:
             self.assertLessEqual({"time", "level", "subsystem", "message"}, set(line))
         ported = next(i for i, line in enumerate(lines) if "listens on port" in line["message"])
@@ -216,6 +221,12 @@ class Logs(unittest.TestCase):
         for part in ("slow", "300 prompt tokens", "20 of output", "queued", "to the first token",
                      "decoding", "NVMe", "suspended", "paused"):  # fmt: skip
             self.assertIn(part, slow[0]["message"])
+
+    def test_none_is_slow(self) -> None:
+        """--slow-request 0: the request's end is there to debug, and nothing else."""
+        lines = [line for line in self.lines_of_one("0") if line.get("request") == "r-9"]
+        self.assertEqual([line["level"] for line in lines], ["debug"])
+        self.assertNotIn("slow,", lines[0]["message"])
 
 
 if __name__ == "__main__":

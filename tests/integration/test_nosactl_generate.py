@@ -449,6 +449,50 @@ class Dying(Case):
             whole = self.ask(text=self.long_prompt(), max_tokens=LONG, sampling=SAMPLING())
             self.assertEqual(done.stdout.decode(), whole.text + "\n")
 
+    def test_example_connection_cut(self) -> None:
+        """The coordinator lives, the connection does not: it goes on there, each token once, though
+        the request's id is held for a moment."""
+        prompt = self.long_prompt()
+        cuts: list[int] = []
+
+        def cut() -> None:
+            for tokens in (LONG // 10, LONG // 2):
+                rpc.eventually(
+                    lambda least=tokens: any(
+                        info.tokens >= least for info in self.first.requests()
+                    ), "it runs", PATIENCE_S,
+                )  # fmt: skip
+                name = self.first.requests()[0].request_id
+                self.home.proxies.fault(self.first.link, "cut")
+                cuts.append(tokens)
+                self.hold(name)
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        done = self.example("--server", self.first.address, "--plain", "--temperature", 0,
+                            "--max-tokens", LONG, prompt)  # fmt: skip
+        thread.join(PATIENCE_S)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue(cuts)
+        self.assertIn(b"going on", done.stderr)
+        whole = self.ask(text=prompt, max_tokens=LONG, sampling=SAMPLING())
+        self.assertEqual(done.stdout.decode(), whole.text + "\n")
+
+    def hold(self, name: str) -> None:
+        """Takes the id of a broken request as soon as it is free, for longer than its client waits
+        before it goes on; without success when the client was faster."""
+        until = time.monotonic() + 0.5
+        with grpc.insecure_channel(f"127.0.0.1:{self.first.server.port}") as channel:
+            inference = rpc.Service(channel, coordinator.INFERENCE)
+            while time.monotonic() < until:
+                call = inference.Generate(
+                    REQUEST(request_id=name, text="hold", max_tokens=ENDLESS, ignore_eos=True)
+                )
+                if rpc.status_of(lambda stream=call: next(stream))[0] == grpc.StatusCode.OK:
+                    time.sleep(0.6)
+                    call.cancel()
+                    return
+
     def long_prompt(self) -> str:
         """A prompt whose greedy answer meets no end of text for LONG tokens."""
         if not hasattr(type(self), "found"):

@@ -34,6 +34,9 @@ static void fill_kv(struct nosa_load_message *message, const struct nosa_loop_lo
     kv->nvme_to_host_bytes = load->traffic.nvme_read_bytes;
     kv->corrupt_blocks = load->traffic.corrupt_blocks;
     kv->recomputed_blocks = load->traffic.recomputed_blocks;
+    kv->prefix_lookup_tokens = load->kv.prefix_lookup_tokens;
+    kv->prefix_hit_tokens = load->kv.prefix_hit_tokens;
+    kv->evicted_blocks = load->kv.evicted_blocks;
     message->load.kv = kv;
 }
 

@@ -30,7 +30,7 @@ struct nosa_loop_options {
     int32_t prefill_chunk;
     int32_t step_tokens_max;
     uint32_t calls_max; /* streams that can exist at a time */
-    uint64_t slow_ns;   /* a request that takes longer gets a line in the log */
+    uint64_t slow_ns;   /* a request that takes longer gets a line in the log; 0: none */
 };
 
 /* A worker's state of a moment. */

@@ -143,7 +143,8 @@ static void count_end(struct nosa_loop *loop, const struct nosa_run *run, enum n
     nosa_counter_add(metrics->hits[1], engine->kv.host_hits);
     nosa_counter_add(metrics->hits[2], engine->kv.nvme_hits);
     nosa_counter_add(metrics->prefetched_used, engine->kv.prefetched_used);
-    bool slow = now_ns - run->received_ns >= loop->options.slow_ns;
+    uint64_t slow_ns = loop->options.slow_ns;
+    bool slow = slow_ns > 0 && now_ns - run->received_ns >= slow_ns;
     enum nosa_log_level level = code == NOSA_RPC_INTERNAL ? NOSA_LOG_ERROR
                                 : slow                    ? NOSA_LOG_WARN
                                                           : NOSA_LOG_DEBUG;

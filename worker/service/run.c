@@ -16,6 +16,9 @@
 
 #define STOP_TOKENS_MAX 4096
 
+/* Before the text of INTERNAL, by cluster.proto: a transport that broke does not say so. */
+#define FAILED_TEXT "generation failed: "
+
 struct nosa_run_token {
     uint32_t token;
     float logprob;
@@ -414,7 +417,8 @@ void nosa_run_end(struct nosa_run *run, enum nosa_rpc_code code, const char *tex
     run->code = code;
     run->reason = reason;
     run->usage = *usage;
-    snprintf(run->text, sizeof run->text, "%s", text ? text : "");
+    snprintf(run->text, sizeof run->text, "%s%s", code == NOSA_RPC_INTERNAL ? FAILED_TEXT : "",
+             text ? text : "");
     if (code != NOSA_RPC_OK) {
         run->count = 0;
         run->started_waiting = false;

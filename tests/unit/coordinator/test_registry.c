@@ -283,6 +283,39 @@ static void test_pick_prefix_and_fingerprint(void **state)
     close_fixture(&f);
 }
 
+/* READY alone is no room: places in batch and queue are, and streams that were sent count. */
+static void test_has_room_counts_places(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct nosa_model *model;
+    struct nosa_pick picks[3];
+    Nosa__Cluster__V1__Capacity capacity = NOSA__CLUSTER__V1__CAPACITY__INIT;
+    open_fixture(&f);
+    assert_false(nosa_registry_has_room(f.registry));
+    capacity.batch_max = 2;
+    capacity.queue_max = 1;
+    f.join.capacity = &capacity;
+    assert_int_equal(join(&f, "w", 1, "h:1"), NOSA_RPC_OK);
+    while (next(&f) != NOSA_REGISTRY_NOTHING)
+        continue;
+    assert_int_equal(nosa_registry_find_model(f.registry, "", &model, NULL), NOSA_OK);
+    for (size_t i = 0; i < 3; i++) {
+        assert_true(nosa_registry_has_room(f.registry));
+        picks[i] = (struct nosa_pick){.model = model, .tokens = 10};
+        assert_int_equal(nosa_registry_pick(f.registry, &picks[i], NULL), NOSA_OK);
+    }
+    assert_false(nosa_registry_has_room(f.registry));
+    assert_true(nosa_registry_is_ready(f.registry));
+    for (size_t i = 0; i < 3; i++) {
+        nosa_registry_stream_ended(f.registry, picks[i].worker, &picks[i].load);
+        nosa_worker_release(picks[i].worker);
+        assert_true(nosa_registry_has_room(f.registry));
+    }
+    nosa_model_release(model);
+    close_fixture(&f);
+}
+
 /* Joins with one field of the card changed; the text of the refusal. */
 static const char *refusal_of(struct fixture *f, char *id)
 {
@@ -453,6 +486,7 @@ int main(void)
         cmocka_unit_test(test_next_event_silence),
         cmocka_unit_test(test_drain_events),
         cmocka_unit_test(test_pick_prefix_and_fingerprint),
+        cmocka_unit_test(test_has_room_counts_places),
         cmocka_unit_test(test_join_one_name_one_model),
         cmocka_unit_test(test_join_starting_knows_a_name_alone),
         cmocka_unit_test(test_next_event_fetch_asks_others),
