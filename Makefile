@@ -27,12 +27,12 @@ deps: ## install the Debian packages that are missing, and the Python environmen
 
 run: all ## start a coordinator and a worker, stream answers of the demo model; MODEL=<directory>
 	@scripts/deps.sh test
-	@BUILD=$(BUILD) scripts/run_demo.sh
+	@BUILD=$(BUILD) exec scripts/run_demo.sh
 
 serve: all ## start both and keep them up until Ctrl-C; MODEL=<directory>, LISTEN=HOST:PORT
 	@scripts/deps.sh test
 	@scripts/venv.sh
-	@BUILD=$(BUILD) scripts/run_demo.sh --serve
+	@BUILD=$(BUILD) exec scripts/run_demo.sh --serve
 
 test: all ## run the tests; TESTS=<regex> picks programs
 	@scripts/venv.sh

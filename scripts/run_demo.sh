@@ -13,9 +13,10 @@ cd "$(dirname "$0")/.."
 serve=false
 [ "${1:-}" = --serve ] && serve=true
 bin=${BUILD:-build}/bin
-logs=${BUILD:-build}/demo
+logs=${BUILD:-build}/demo/$$ # of this run; they stay when a program fails
 coordinator=
 worker=
+failed=false
 long=
 ports=
 
@@ -37,6 +38,7 @@ stop() {
     end "$worker"
     end "$coordinator"
     rm -f "$long" "$ports"
+    $failed || rm -rf "$logs"
 }
 trap stop EXIT
 # Ctrl-C is how --serve ends.
@@ -45,6 +47,7 @@ trap 'exit 143' TERM
 
 # Says why a program ended that should run, and gives up.
 died() {
+    failed=true
     echo "$1 has ended; the end of $2:" >&2
     tail -n 15 "$2" >&2
     exit 1
@@ -75,7 +78,8 @@ fi
 
 mkdir -p "$logs"
 ports=$(mktemp)
-"$bin/nosa-coordinator" --listen "${LISTEN:-127.0.0.1:0}" --http 127.0.0.1:0 --drain-timeout 5 \
+# In sessions of their own, so that Ctrl-C reaches this script alone, which lets them drain.
+setsid "$bin/nosa-coordinator" --listen "${LISTEN:-127.0.0.1:0}" --http 127.0.0.1:0 --drain-timeout 5 \
     > "$ports" 2> "$logs/coordinator.log" &
 coordinator=$!
 until grep -q '^listening' "$ports"; do
@@ -90,7 +94,7 @@ server=${host:-127.0.0.1}:$port
 export NOSA_SERVER=$server
 
 read -r -a worker_flags <<< "${WORKER_FLAGS:-}"
-"$bin/nosa-worker" --model "$model" --attention "$attention" --listen 127.0.0.1:0 --id demo \
+setsid "$bin/nosa-worker" --model "$model" --attention "$attention" --listen 127.0.0.1:0 --id demo \
     --coordinator "$server" --drain-timeout 5 ${worker_flags[@]+"${worker_flags[@]}"} \
     > /dev/null 2> "$logs/worker.log" &
 worker=$!
@@ -142,7 +146,12 @@ echo
 echo "--- the same again: what its worker holds of the prompt is not computed twice"
 "$bin/nosactl" generate --max-tokens 48 --temperature 0 --prompt-file "$long"
 echo
+sleep 1 # the worker's next heartbeat tells that it is idle again
 "$bin/nosactl" workers
+end "$worker"
+end "$coordinator"
+worker=
+coordinator=
 echo
 echo "Both are stopped now. make serve keeps them up and prints their address; then:"
 echo

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,18 @@ SCRIPT = rpc.TREE / "scripts" / "run_demo.sh"
 PATIENCE_S = chaos.PATIENCE_S
 
 
-def group_of(leader: int) -> list[int]:
-    """The processes of a group that live."""
+def alive_of(build: Path) -> list[int]:
+    """The processes that were started with this build folder and live: the script and its own."""
+    mark = f"BUILD={build}".encode()
     alive = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            state, _, group = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:3]
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                alive.append(int(entry.name))
         except OSError:
             continue
-        if int(group) == leader and state not in "ZX":
-            alive.append(int(entry.name))
     return alive
 
 
@@ -68,8 +69,8 @@ class Demo(unittest.TestCase):
         return process
 
     def end(self, process: subprocess.Popen[str]) -> None:
-        """Kills what is left of the group."""
-        for pid in group_of(process.pid):
+        """Kills what is left of it."""
+        for pid in alive_of(self.build):
             os.kill(pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
@@ -91,7 +92,7 @@ class Demo(unittest.TestCase):
         """Waits for its end; what it said, and that nothing of it lives."""
         text, _ = process.communicate(timeout=PATIENCE_S)
         self.assertEqual(process.returncode, code, text)
-        self.assertEqual(group_of(process.pid), [])
+        self.assertEqual(alive_of(self.build), [])
         return text
 
     @unittest.skipIf(rpc.SANITIZED, "18,000 tokens take too long in this build")
@@ -128,6 +129,22 @@ class Demo(unittest.TestCase):
         self.finish(process, 0)
         self.assertEqual(nosactl.run(*ask).returncode, nosactl.UNAVAILABLE)
 
+    def test_serve_interrupted_drains(self) -> None:
+        """A stream that runs at Ctrl-C ends whole: the script alone hears of it, and drains."""
+        process, address = self.serve()
+        ask = ("generate", "--server", address, "--prompt", "a", "--max-tokens", 400,
+               "--ignore-eos", "--json")  # fmt: skip
+        stream = subprocess.Popen(
+            [nosactl.PROGRAM, *map(str, ask)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=nosactl.environment(),
+        )  # fmt: skip
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        output, problems = stream.communicate(timeout=PATIENCE_S)
+        self.finish(process, 0)
+        self.assertEqual(stream.returncode, 0, problems)
+        self.assertIn(b'"finish_reason":"length"', output.replace(b" ", b""))
+
     def test_serve_terminated(self) -> None:
         """SIGTERM to the script alone stops both."""
         process, _ = self.serve()
@@ -137,7 +154,7 @@ class Demo(unittest.TestCase):
     def test_serve_without_worker(self) -> None:
         """A worker that dies is said, and the rest is stopped."""
         process, _ = self.serve()
-        (pid,) = [p for p in group_of(process.pid)
+        (pid,) = [p for p in alive_of(self.build)
                   if b"nosa-worker" in Path(f"/proc/{p}/cmdline").read_bytes()]  # fmt: skip
         os.kill(pid, signal.SIGKILL)
         self.assertIn("nosa-worker has ended", self.finish(process, 1))

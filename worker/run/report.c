@@ -182,8 +182,10 @@ void nosa_report_generation_line(const struct nosa_run_report *report,
                 generation->prompt_computed, prompt, generation->prefill_s);
         return;
     }
-    fprintf(stderr, "%zu prompt token%s in %.2f s (%.0f tokens/s)", prompt, plural(prompt),
-            generation->prefill_s,
+    fprintf(stderr, "%zu prompt token%s ", prompt, plural(prompt));
+    if (generation->cached_prompt_tokens > 0)
+        fprintf(stderr, "(%d of them cached) ", generation->cached_prompt_tokens);
+    fprintf(stderr, "in %.2f s (%.0f tokens/s)", generation->prefill_s,
             generation->prefill_s > 0 ? computed / generation->prefill_s : 0.0);
     if (decoded > 0)
         fprintf(stderr, ", then the first token and %d more in %.2f s (%.1f tokens/s)", decoded,
