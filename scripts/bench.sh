@@ -51,11 +51,12 @@ done
 [ ${#parts[@]} -gt 0 ] || parts=(limits kernels model context peers)
 [ -x "$programs/nosa-bench" ] || fail "$programs/nosa-bench was not built"
 
-# Both are needed by some parts only, and made once.
+# Both are needed by some parts only, and made once. The peer knows no eviction head, and full
+# attention, in which both run, is that of the plain model.
 need_model() {
     [ -z "$model" ] || return 0
     scripts/venv.sh
-    model=$(.venv/bin/python tools/make_demo_model.py)
+    model=$(.venv/bin/python tools/make_demo_model.py --plain)
 }
 
 # The model's weights as GGUF in the cache, named by the directory and the time of its weights.
