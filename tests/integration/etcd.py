@@ -113,6 +113,13 @@ class Etcd:
         )
         return done.stdout.decode()
 
+    def holds(self, name: str) -> bool:
+        """Whether it has the key; not while it cannot say, as when its cluster elects a leader."""
+        try:
+            return name in self.keys()
+        except subprocess.CalledProcessError:
+            return False
+
     def keys(self, prefix: str = "/nosa/") -> list[str]:
         """Keys below a prefix."""
         text = self.control("get", "--prefix", "--keys-only", prefix)
