@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ PROGRAM = shutil.which("etcd") or "/usr/bin/etcd"
 CONTROL = shutil.which("etcdctl") or "/usr/bin/etcdctl"
 SET = rpc.BUILD / "proto" / "nosa_etcd_proto.descriptor_set"
 START_S = 60 if rpc.SANITIZED else 30
+ELECTION_S = 10
 
 
 def free_port() -> int:
@@ -113,16 +115,16 @@ class Etcd:
         )
         return done.stdout.decode()
 
-    def holds(self, name: str) -> bool:
-        """Whether it has the key; not while it cannot say, as when its cluster elects a leader."""
-        try:
-            return name in self.keys()
-        except subprocess.CalledProcessError:
-            return False
-
     def keys(self, prefix: str = "/nosa/") -> list[str]:
-        """Keys below a prefix."""
-        text = self.control("get", "--prefix", "--keys-only", prefix)
+        """Keys below a prefix. Asks again for a while: no cluster answers that elects a leader."""
+        deadline = time.monotonic() + ELECTION_S
+        while True:
+            try:
+                text = self.control("get", "--prefix", "--keys-only", prefix)
+                break
+            except subprocess.CalledProcessError:
+                if time.monotonic() > deadline:
+                    raise
         return [line[len(prefix) :] for line in text.splitlines() if line]
 
     def put_many(self, pairs: list[tuple[str, str]]) -> None:

@@ -546,7 +546,7 @@ class Failures(Case):
             three[0].kill()
             a.drain("w0")
             b.wait_state("w0", DRAINED)
-            rpc.eventually(lambda: three[1].holds("drains/w0"), "written", PATIENCE_S)
+            rpc.eventually(lambda: "drains/w0" in three[1].keys(), "written", PATIENCE_S)
             self.assertTrue(a.is_up() and b.is_up())
             three[1].kill()
             a.wait_up(False)
