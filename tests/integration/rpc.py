@@ -43,9 +43,28 @@ def load_pool() -> descriptor_pool.DescriptorPool:
 POOL = load_pool()
 
 
+def load_classes() -> dict[str, Any]:
+    """Every message's class by its full name. The library makes a class when it is asked for and
+    drops it when nobody holds it; threads that do both at once crash it, so all are made here."""
+    classes = {}
+    for path in SETS:
+        if not path.exists():
+            continue
+        for file in descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()).file:
+            waiting = list(POOL.FindFileByName(file.name).message_types_by_name.values())
+            while waiting:
+                kind = waiting.pop()
+                waiting += kind.nested_types
+                classes[kind.full_name] = message_factory.GetMessageClass(kind)
+    return classes
+
+
+CLASSES = load_classes()
+
+
 def message(name: str) -> Any:
     """The class of a message by its full name."""
-    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(name))
+    return CLASSES[name]
 
 
 def raw(payload: bytes) -> bytes:
